@@ -1,0 +1,73 @@
+"""The contract of a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ksearch.types import Launch, Source, Target
+
+
+class LaunchError(Exception):
+    """The driver or loader refused a kernel; becomes Status.LAUNCH_ERROR.
+
+    `sticky` tells that the CUDA context is lost with it and the process must be replaced.
+    """
+
+    def __init__(self, message: str, *, sticky: bool = False) -> None:
+        super().__init__(message)
+        self.sticky = sticky
+
+
+class Kernel(Protocol):
+    """A loaded kernel. Its binary exports `ksearch_kernel(inputs..., output, rows)`."""
+
+    def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
+        """Start it on raw pointers (inputs in order, then outputs); asynchronous on a GPU.
+
+        Raises LaunchError where the driver refuses.
+        """
+        ...
+
+    def unload(self) -> None:
+        """Free the binary; the kernel must not be running and may not be called again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What compiling gives: the binary and what the compiler said of it."""
+
+    binary: bytes
+    log: str = ""
+    registers: int = 0
+    spill_bytes: int = 0
+    smem_bytes: int = 0
+    """Static shared memory."""
+
+
+class Backend(Protocol):
+    """One way to turn text into a running kernel."""
+
+    name: str
+    extension: str
+    """Of a binary: `cubin`, `so`."""
+    exclusive: bool
+    """Compiling and timing must not overlap (the CPU does both)."""
+
+    def target(self, index: int = 0) -> Target:
+        """The device as found, without creating a CUDA context. Raises NoSuchDevice."""
+        ...
+
+    def compiler_id(self) -> str:
+        """Name and version of the compiler: part of every artifact's key. Raises ToolMissing."""
+        ...
+
+    def compile(self, source: Source) -> Compiled:
+        """Raises CompileError, whose log holds the compiler's output."""
+        ...
+
+    def load(self, binary: Path, launch: Launch, index: int) -> Kernel:
+        """Load a binary for this device, ready to start. Raises LaunchError."""
+        ...

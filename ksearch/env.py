@@ -1,0 +1,40 @@
+"""Every KSEARCH_* environment variable, typed, in one place; nothing else reads the environment.
+
+An explicit argument beats the variable, the variable beats the default. Values are read at each
+call, never on the launch path.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def database_path() -> Path:
+    """KSEARCH_DB: the database of winners and trials (default: the user's data directory)."""
+    value = os.environ.get("KSEARCH_DB")
+    return Path(value).expanduser() if value else Path(platformdirs.user_data_dir("ksearch")) / "ksearch.db"
+
+
+def cache_dir() -> Path:
+    """KSEARCH_CACHE_DIR: sources, binaries and logs of candidates; safe to delete."""
+    value = os.environ.get("KSEARCH_CACHE_DIR")
+    return Path(value).expanduser() if value else Path(platformdirs.user_cache_dir("ksearch"))
+
+
+def template_dir() -> Path | None:
+    """KSEARCH_TEMPLATES: a folder searched for templates before the ones that ship with ksearch."""
+    value = os.environ.get("KSEARCH_TEMPLATES")
+    return Path(value).expanduser() if value else None
+
+
+def require_gpu() -> bool:
+    """KSEARCH_REQUIRE_GPU: the tests fail, rather than skip, where no GPU is found."""
+    return os.environ.get("KSEARCH_REQUIRE_GPU", "") not in ("", "0")
+
+
+def cxx() -> str | None:
+    """KSEARCH_CXX: the C++ compiler of the CPU backend (default: c++, g++ or clang++ on PATH)."""
+    return os.environ.get("KSEARCH_CXX") or None

@@ -1,0 +1,56 @@
+"""Memory that notices: a tensor between two guard zones, and patterns that show what was not written.
+
+The patterns are NaNs with a payload of their own: a kernel that *reads* past a buffer gets a NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_INTEGER = {4: torch.int32, 2: torch.int16}
+
+POISONS = {
+    torch.float32: (0x7FE5A5A5, 0x5A5A5A5A),
+    torch.float16: (0x7E5A, 0x5A5A),
+    torch.bfloat16: (0x7FE5, 0x5A5A),
+}
+"""What an output holds before the first run (a NaN) and before the second (a finite number)."""
+
+_GUARD = {torch.float32: 0x7FEB3C69, torch.float16: 0x7EB3, torch.bfloat16: 0x7FEB}
+
+_GUARD_BYTES = (4096, 4 << 20)
+"""A guard zone is one row, for the kernel that is off by a row, within these limits."""
+
+
+class Guarded:
+    """A contiguous matrix in guarded memory; `shift` moves its base that many elements off alignment."""
+
+    def __init__(
+        self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, shift: int = 0
+    ) -> None:
+        itemsize = dtype.itemsize
+        low, high = _GUARD_BYTES
+        guard = -(-min(max(low, shape[1] * itemsize), high) // low) * low // itemsize
+        size = shape[0] * shape[1]
+        self._begin, self._end = guard + shift, guard + shift + size
+        self._pattern = _GUARD[dtype]
+        self.raw = torch.empty(self._end + guard, dtype=_INTEGER[itemsize], device=device)
+        """Everything, guards included, as integers: NaNs compare equal to themselves."""
+        self.raw[: self._begin] = self._pattern
+        self.raw[self._end :] = self._pattern
+        self.bits = self.raw[self._begin : self._end]
+        """The values alone, as integers."""
+        self.values = self.bits.view(dtype).view(shape)
+
+    @property
+    def pointer(self) -> int:
+        return self.values.data_ptr()
+
+    def poison(self, run: int) -> None:
+        """Overwrite all values before run 0 or run 1."""
+        self.bits.fill_(POISONS[self.values.dtype][run])
+
+    def damaged(self) -> torch.Tensor:
+        """Whether a guard zone was written to; a tensor, so that asking does not wait for the device."""
+        before, after = self.raw[: self._begin], self.raw[self._end :]
+        return (before != self._pattern).any() | (after != self._pattern).any()

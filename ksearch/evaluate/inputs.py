@@ -1,0 +1,171 @@
+"""The values that candidates are tried on: easy, wide, spiked and special rows, made from a seed.
+
+A kernel that is right on uniform numbers alone is not right: a softmax without the max subtraction
+passes them all. One input holds every kind of row, so one launch tries them all; equal seeds give
+equal bits, so an input of many gigabytes is made again block by block instead of being kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ksearch.operators.program import Input, Role
+
+REGIMES = ("uniform", "normal", "spike", "special")
+"""0 to 1; mean 0 and deviation 10; one huge element and the rest small; NaN, inf and other extremes."""
+
+CYCLE = (
+    *("uniform", "special:nan", "normal", "special:inf", "spike", "special:-inf"),
+    *("uniform", "special:all -inf", "normal", "special:equal", "spike", "special:denormal"),
+    *("uniform", "special:zeros", "normal", "special:largest", "spike", "special:large"),
+    "special:all largest",
+)
+"""Line r of an input holds values of the kind CYCLE[r % len(CYCLE)]."""
+
+_SPIKE = 1e4
+"""Huge, yet float16 holds it, and float32 its square."""
+
+_FLAT_WIDTH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some consecutive lines of a tensor. A line is a row; where rows mean nothing, a stretch of elements."""
+
+    first: int
+    lines: int
+    width: int
+    offset: int
+    """Elements before it in a FULL tensor."""
+
+    def take(self, tensor: torch.Tensor, role: Role) -> torch.Tensor:
+        """This part of an input of that role, in the shape that the op's function is called with."""
+        if role is Role.ROW:
+            return tensor.view(-1)
+        if role is Role.COLUMN:
+            return tensor.view(-1, 1)[self.first : self.first + self.lines]
+        span = slice(self.offset, self.offset + self.lines * self.width)
+        return tensor.view(-1)[span].view(self.lines, self.width)
+
+
+def split(rows: int, cols: int, *, flat: bool, max_elements: int) -> list[Part]:
+    """A tensor as parts of at most `max_elements` (but at least one line), the last one mostly shorter.
+
+    `flat`: the op treats every element alike, so a single row of 10^9 elements need not stay whole.
+    """
+    width = min(_FLAT_WIDTH, rows * cols) if flat else cols
+    lines, tail = divmod(rows * cols, width)
+    step = max(1, max_elements // width)
+    parts = [Part(i, min(step, lines - i), width, i * width) for i in range(0, lines, step)]
+    return [*parts, Part(lines, 1, tail, lines * width)] if tail else parts
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """Another seed for each purpose, from one."""
+    text = ":".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def largest(dtype: torch.dtype, cols: int, *, pointwise: bool) -> float:
+    """The largest value that inputs hold: of the dtype, or so that a row's squares add up in float32.
+
+    Where a sum overflows the result is luck: PyTorch's layer_norm is finite on rows that overflow the sum
+    of any kernel which adds up first and divides then.
+    """
+    most = torch.finfo(dtype).max
+    return most if pointwise else min(most, math.sqrt(torch.finfo(torch.float32).max / cols) / 8)
+
+
+def fill(
+    tensor: torch.Tensor,
+    declared: Input,
+    parts: Sequence[Part],
+    seed: int,
+    *,
+    most: float,
+    first_kind: int = 0,
+) -> None:
+    """Write the values of one input, none beyond `most`; the first line is of kind CYCLE[first_kind].
+
+    Weights, biases and per-row scales are ordinary in every regime: no op promises more for them.
+    """
+    if declared.role is not Role.FULL:
+        fill_ordinary(tensor, declared, seed)
+        return
+    for part in parts:
+        fill_part(part.take(tensor, Role.FULL), declared, part, seed, most=most, first_kind=first_kind)
+
+
+def fill_ordinary(tensor: torch.Tensor, declared: Input, seed: int) -> None:
+    """Values that no kernel is slowed down by; what is timed."""
+    generator = torch.Generator(tensor.device).manual_seed(derive_seed(seed, declared.name))
+    if declared.role is Role.FULL:
+        tensor.uniform_(0.0, 1.0, generator=generator)
+    else:
+        tensor.normal_(0.0, 1.0, generator=generator)
+
+
+def fill_part(
+    lines: torch.Tensor, declared: Input, part: Part, seed: int, *, most: float, first_kind: int = 0
+) -> None:
+    """Write one part of a FULL input into the matrix `lines`."""
+    generator = torch.Generator(lines.device).manual_seed(derive_seed(seed, declared.name, part.first))
+    lines.normal_(0.0, 1.0, generator=generator)
+    count, width = lines.shape
+    row = torch.arange(count, device=lines.device)
+    # Heads and tails go wrong most, so two lines in three have their one odd element there.
+    column = (row * 7919 + row // len(CYCLE) * 31) % width
+    column[0::3] = width - 1
+    column[1::3] = 0
+    for place, kind in enumerate(CYCLE):
+        chosen = slice((place - first_kind - part.first) % len(CYCLE), None, len(CYCLE))
+        if chosen.start < count:
+            _make(lines, kind, chosen, row[chosen], column[chosen], most, generator)
+
+
+def _make(
+    lines: torch.Tensor,
+    kind: str,
+    chosen: slice,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    most: float,
+    generator: torch.Generator,
+) -> None:
+    """Turn the chosen lines, normally distributed so far, into one kind of line."""
+    match kind:
+        case "uniform":
+            lines[chosen].uniform_(0.0, 1.0, generator=generator)
+        case "normal":
+            lines[chosen] *= 10.0
+        case "spike":
+            lines[chosen] *= 0.1
+            lines[row, column] = _SPIKE
+        case "special:nan":
+            lines[row, column] = torch.nan
+        case "special:inf":
+            lines[row, column] = torch.inf
+        case "special:-inf":
+            lines[row, column] = -torch.inf
+        case "special:all -inf":
+            lines[chosen] = -torch.inf
+        case "special:equal":
+            lines[chosen] = 3.25
+        case "special:denormal":
+            lines[chosen] *= torch.finfo(lines.dtype).tiny / 8
+        case "special:zeros":
+            lines[chosen, 0::2] = 0.0
+            lines[chosen, 1::2] = -0.0
+        case "special:largest":
+            lines[chosen, 0::2] = most
+            lines[chosen, 1::2] = -most
+        case "special:large":
+            lines[chosen] *= most / 8
+        case "special:all largest":
+            # A power of two, so that the mean of the row is exact: what is left of x - mean counts for all.
+            lines[chosen] = 2.0 ** math.floor(math.log2(most))

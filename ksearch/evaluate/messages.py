@@ -1,0 +1,98 @@
+"""What the tuner, the worker and the session inside it tell each other; nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ksearch.types import Candidate, Outcome, Status, Target, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is for: one workload on one device."""
+
+    op: str
+    """Location text, as `ksearch.operators.resolve` takes it."""
+    workload: Workload
+    target: Target
+    seed: int = 0
+    memory_limit_bytes: int | None = None
+    """Of device memory (on a CPU, of main memory) for everything the session holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a started worker knows before the first candidate."""
+
+    baseline_us: float
+    """PyTorch's own function."""
+    ceiling_us: float
+    """A copy of the bytes that any kernel must move."""
+    environment: dict[str, str]
+    memory_bytes: int
+    """Held by the session at its highest so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    time_us: float
+    """Median."""
+    spread_us: float
+    """Half the distance between the quartiles."""
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegimeError:
+    """Largest error of one regime, relative to the largest value of its row: the kernel's, PyTorch's."""
+
+    candidate: float
+    baseline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the session found out about one candidate."""
+
+    status: Status
+    message: str = ""
+    error: float | None = None
+    """Largest error as a multiple of what is allowed."""
+    errors: dict[str, RegimeError] = field(default_factory=dict)
+    """By regime."""
+    timing: Timing | None = None
+    healthy: bool = True
+    """False after a fault that leaves nothing in the process to be trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Laps:
+    """Samples in microseconds; sample i of each was taken in round i."""
+
+    candidates_us: list[list[float]]
+    baseline_us: list[float]
+    ceiling_us: list[float]
+    environment: dict[str, str]
+    """Right after the last round: clocks and heat under load."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalEntry:
+    """One finalist: checked on the whole workload and, if right, raced."""
+
+    candidate: Candidate
+    outcome: Outcome
+    samples_us: list[float]
+    """One for each round; empty unless PASSED."""
+    errors: dict[str, RegimeError]
+    """By regime, on the whole workload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finals:
+    """The finalists in the order given, and what they ran against; samples pair up by round."""
+
+    entries: list[FinalEntry]
+    baseline_us: list[float]
+    ceiling_us: list[float]
+    environment: dict[str, str]

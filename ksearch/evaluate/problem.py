@@ -1,0 +1,142 @@
+"""The workload as tensors on the device: what candidates are run on, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ksearch import operators
+from ksearch.errors import BadShape
+from ksearch.evaluate import inputs
+from ksearch.evaluate.buffers import Guarded
+from ksearch.evaluate.messages import Job
+from ksearch.evaluate.tolerance import Reference
+from ksearch.operators.program import Role
+
+_PART_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}
+"""Of the blocks in which the whole workload is checked; float64 needs 8 to 16 times that beside one."""
+
+_CEILING_BYTES = 1 << 30
+"""Largest copy made only to measure the ceiling; for more bytes its time is scaled."""
+
+
+class Problem:
+    """One workload on one device, its inputs and one output. Raises BadShape where that does not fit."""
+
+    def __init__(self, job: Job) -> None:
+        workload, target = job.workload, job.target
+        self.workload = workload
+        self.op = operators.resolve(job.op)
+        self.dtype: torch.dtype = getattr(torch, workload.dtype)
+        self.device = torch.device("cpu") if target.backend == "cpu" else torch.device("cuda", target.index)
+        # What an op with its own template does is not known, so its rows must stay whole.
+        traced = self.op.template_op is None
+        program = self.op.program(**dict(workload.options))
+        self.pointwise = traced and program.family == "pointwise"
+        self.flat = (
+            self.pointwise
+            and all(declared.role is Role.FULL for declared in self.op.inputs)
+            and not any(node.op == "cols" for node in program.nodes)
+        )
+        """The op treats every element alike, wherever it stands."""
+        self.most = inputs.largest(self.dtype, workload.cols, pointwise=self.pointwise)
+        """The largest value that inputs hold when results are checked."""
+        self._seed = job.seed
+        self._check_memory(job)
+        self.inputs = self.allocate(workload.rows)
+        self.output = Guarded((workload.rows, workload.cols), self.dtype, self.device)
+        self._holds = ""
+
+    def allocate(self, rows: int, shift: int = 0) -> list[Guarded]:
+        """Inputs of the op for that many rows, not filled."""
+        cols = self.workload.cols
+        shapes = {Role.FULL: (rows, cols), Role.ROW: (1, cols), Role.COLUMN: (rows, 1)}
+        return [Guarded(shapes[declared.role], self.dtype, self.device, shift) for declared in self.op.inputs]
+
+    def function(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """PyTorch's answer, in the dtype of the tensors."""
+        result: torch.Tensor = self.op.reference(*tensors, **dict(self.workload.options))
+        return result
+
+    def reference(self, blocks: Sequence[torch.Tensor], first_kind: int) -> Reference:
+        """The right result for inputs whose first line is of that place in the cycle of kinds."""
+        return Reference(self.function, blocks, pointwise=self.pointwise, first_kind=first_kind)
+
+    def parts(self) -> list[inputs.Part]:
+        """The whole workload in blocks small enough to be checked in float64."""
+        most = _PART_BYTES[self.device.type] // self.dtype.itemsize
+        return inputs.split(self.workload.rows, self.workload.cols, flat=self.flat, max_elements=most)
+
+    # The values that the whole inputs hold
+
+    def fill_for_timing(self) -> None:
+        """Ordinary values: denormals slow a CPU down."""
+        if self._holds != "timing":
+            for tensor, declared in zip(self.inputs, self.op.inputs, strict=True):
+                inputs.fill_ordinary(tensor.values, declared, self._seed)
+            self._holds = "timing"
+
+    def fill_for_checking(self) -> None:
+        """Every kind of line, from a seed that no screening has used."""
+        if self._holds != "checking":
+            for tensor, declared in zip(self.inputs, self.op.inputs, strict=True):
+                inputs.fill(tensor.values, declared, self.parts(), self._check_seed, most=self.most)
+            self._holds = "checking"
+
+    def make_again(self, part: inputs.Part) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """One part of what `fill_for_checking` wrote, made anew; and whether the inputs differ from it."""
+        blocks, differs = [], []
+        for declared, held in zip(self.op.inputs, self.inputs, strict=True):
+            if declared.role is Role.FULL:
+                now = part.take(held.values, declared.role)
+                block = torch.empty_like(now)
+                inputs.fill_part(block, declared, part, self._check_seed, most=self.most)
+            else:
+                now, block = held.values, torch.empty_like(held.values)
+                inputs.fill_ordinary(block, declared, self._check_seed)
+            integer = held.bits.dtype
+            differs.append((now.view(integer) != block.view(integer)).any())
+            blocks.append(block if declared.role is Role.FULL else part.take(block, declared.role))
+        return blocks, torch.stack(differs).any()
+
+    @property
+    def _check_seed(self) -> int:
+        return inputs.derive_seed(self._seed, "whole")
+
+    # What candidates are compared with
+
+    def baseline(self) -> Callable[[], None]:
+        """PyTorch's function on the whole workload; its result is freed at once, for the next to reuse."""
+        shapes = self.op.input_shapes(self.workload.shape)
+        tensors = [tensor.values.view(shape) for tensor, shape in zip(self.inputs, shapes, strict=True)]
+
+        def run() -> None:
+            self.function(*tensors)
+
+        return run
+
+    def ceiling(self) -> tuple[Callable[[], object], float]:
+        """A copy that moves the bytes any kernel must move, and the factor for its time."""
+        out = self.output.values
+        half = (sum(tensor.values.numel() for tensor in self.inputs) + out.numel()) / 2
+        if len(self.inputs) == 1:
+            source = self.inputs[0].values
+            return lambda: out.copy_(source), 1.0
+        size = min(round(half), _CEILING_BYTES // self.dtype.itemsize)
+        source = torch.zeros(size, dtype=self.dtype, device=self.device)
+        copy = torch.zeros_like(source)
+        return lambda: copy.copy_(source), half / size
+
+    def _check_memory(self, job: Job) -> None:
+        """Refuse before allocating: a machine that runs out of main memory kills whom it likes."""
+        limits = [limit for limit in (job.memory_limit_bytes, job.target.memory_bytes) if limit]
+        shapes = self.op.input_shapes(self.workload.shape)
+        elements = sum(torch.Size(shape).numel() for shape in shapes) + 2 * self.workload.numel
+        needed = elements * self.workload.itemsize
+        if limits and needed > min(limits):
+            raise BadShape(
+                f"{self.workload} needs at least {needed / 1e9:.1f} GB while it is tuned (inputs, result, "
+                f"PyTorch's result), and {min(limits) / 1e9:.1f} GB may be used of {job.target.device}; "
+                "choose a smaller shape"
+            )

@@ -1,0 +1,175 @@
+"""What runs inside the isolated worker: one workload on one device, candidate after candidate.
+
+All that candidates share (inputs, float64 references, PyTorch's own errors) is made once; one more
+then costs a few launches and some thirty tensor operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ksearch import backends
+from ksearch.backends.base import Kernel, LaunchError
+from ksearch.errors import BadShape
+from ksearch.evaluate import environment, timing
+from ksearch.evaluate.buffers import Guarded
+from ksearch.evaluate.check import Run, Subset, check_whole
+from ksearch.evaluate.messages import Finding, Job, Laps, Ready
+from ksearch.evaluate.problem import Problem
+from ksearch.evaluate.process import Answer
+from ksearch.types import Candidate, Status
+
+_WARM_S = {"cuda": 0.2, "cpu": 0.05}
+
+
+class Session:
+    """Screens, verifies and races the candidates of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._backend = backends.get(job.target.backend)
+        self._is_cuda = job.target.backend == "cuda"
+        torch.set_grad_enabled(False)
+        if self._is_cuda:
+            torch.cuda.set_device(job.target.index)
+            if job.memory_limit_bytes is not None:
+                total = torch.cuda.get_device_properties(job.target.index).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory_limit_bytes / total))
+        else:
+            _keep_heap()
+        self._problem = Problem(job)
+        self._subset = Subset(self._problem, job.seed)
+        self._clock = timing.clock(job.target)
+
+    def start(self) -> Ready:
+        """Time PyTorch's own function, and the copy that bounds every kernel."""
+        self._problem.fill_for_timing()
+        baseline = self._problem.baseline()
+        timing.warm_up(self._clock, baseline, _WARM_S[self._problem.device.type])
+        baseline_us = timing.measure(self._clock, baseline).time_us
+        copy, scale = self._problem.ceiling()
+        ceiling_us = scale * timing.measure(self._clock, copy).time_us
+        return Ready(baseline_us, ceiling_us, environment.describe(self._job.target), self._memory_bytes())
+
+    def screen(self, candidate: Candidate, incumbent_us: float | None) -> Finding:
+        """Check on some rows with every kind of value; if right, time on the whole workload."""
+
+        def evaluate(run: Run) -> Finding:
+            misaligned = candidate.launch.alignment <= self._problem.dtype.itemsize
+            finding = self._subset.check(run, misaligned=misaligned)
+            if finding.status is not Status.PASSED:
+                return finding
+            self._problem.fill_for_timing()
+            call = self._call(run)
+            return replace(finding, timing=timing.measure(self._clock, call, incumbent_us))
+
+        return self._attempt(candidate, evaluate)
+
+    def verify(self, candidate: Candidate) -> Finding:
+        """Check on the whole workload, with values that no screening has used."""
+        return self._attempt(candidate, lambda run: check_whole(self._problem, run))
+
+    def race(self, candidates: Sequence[Candidate], budget_s: float) -> Laps:
+        """Candidates, PyTorch and the ceiling's copy, each once a round."""
+        self._problem.fill_for_timing()
+        copy, scale = self._problem.ceiling()
+        kernels = [self._load(candidate) for candidate in candidates]
+        try:
+            calls = [*(self._call(self._run(kernel)) for kernel in kernels), self._problem.baseline(), copy]
+            *mine, baseline, ceiling = timing.race(self._clock, calls, budget_s=budget_s, seed=self._job.seed)
+            facts = environment.describe(self._job.target)
+        finally:
+            for kernel in kernels:
+                kernel.unload()
+        return Laps(mine, baseline, [scale * sample_us for sample_us in ceiling], facts)
+
+    def _load(self, candidate: Candidate) -> Kernel:
+        return self._backend.load(Path(candidate.artifact.binary), candidate.launch, self._job.target.index)
+
+    def _run(self, kernel: Kernel) -> Run:
+        stream = torch.cuda.current_stream().cuda_stream if self._is_cuda else 0
+
+        def run(tensors: Sequence[Guarded], output: Guarded) -> None:
+            kernel((*(tensor.pointer for tensor in tensors), output.pointer), output.values.shape[0], stream)
+
+        return run
+
+    def _call(self, run: Run) -> timing.Call:
+        return lambda: run(self._problem.inputs, self._problem.output)
+
+    def _attempt(self, candidate: Candidate, evaluate: Callable[[Run], Finding]) -> Finding:
+        try:
+            kernel = self._load(candidate)
+            try:
+                return evaluate(self._run(kernel))
+            finally:
+                kernel.unload()
+        except LaunchError as error:
+            status = Status.CRASHED if error.sticky else Status.LAUNCH_ERROR
+            return Finding(status, str(error), healthy=not error.sticky and self._is_healthy())
+        except RuntimeError as error:
+            if not self._is_cuda:  # a C++ kernel raises nothing, so this is ours
+                raise
+            return Finding(Status.CRASHED, str(error).partition("\n")[0], healthy=False)
+
+    def _is_healthy(self) -> bool:
+        """Whether the device still answers; a CUDA error may have come with the refusal."""
+        try:
+            if self._is_cuda:
+                torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def _memory_bytes(self) -> int:
+        if self._is_cuda:
+            return int(torch.cuda.max_memory_reserved())
+        status = Path("/proc/self/status")
+        if status.exists():  # where ru_maxrss is no good: a process inherits it from the one that started it
+            lines = status.read_text().splitlines()
+            return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _keep_heap() -> None:
+    """Make the C library give freed memory to the next allocation, not back to the system.
+
+    Otherwise PyTorch pays for page faults in every call that allocates: torch.softmax of 32 MB took
+    9.4 ms, against 1.9 ms with `out=`, and a kernel would win by not allocating.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of glibc's malloc.h
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(mmap_max, 0)
+        library.mallopt(trim_threshold, -1)  # never
+
+
+def open_session() -> Answer:
+    """The worker's side: `("open", job)` first, then the name of a method of Session and its arguments.
+
+    None is answered with None: by then torch is imported, and the process is a warm spare.
+    """
+    session: Session | None = None
+
+    def answer(message: tuple[Any, ...] | None) -> Any:
+        nonlocal session
+        if message is None:
+            return None
+        verb, *arguments = message
+        try:
+            if verb == "open":
+                session = Session(*arguments)
+                return None
+            return getattr(session, verb)(*arguments)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0]
+            raise BadShape(f"the workload does not fit into the device's memory: {reason}") from error
+
+    return answer

@@ -1,0 +1,156 @@
+"""How far off a result is, against float64, beside how far off PyTorch itself is.
+
+No tolerance is written down here. What is allowed is a small factor of PyTorch's own error in the
+same dtype on the same values, per kind of line, and NaN and infinity must be where PyTorch has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ksearch.evaluate.inputs import CYCLE, REGIMES
+from ksearch.evaluate.messages import RegimeError
+
+FACTOR = 4.0
+"""How many times PyTorch's own largest error is allowed."""
+
+_EPS32 = torch.finfo(torch.float32).eps
+_FLUSH = torch.finfo(torch.float32).tiny / _EPS32
+"""Below this size errors are absolute: flushing results under 1.2e-38 to zero is not an error."""
+
+_NOISE = 64 * _EPS32
+"""Where terms cancel, the relative error of the few elements nearest to zero is luck (PyTorch's too): an
+element counts as at least this share of its surroundings. A softmax output of 1e-10 times the largest of
+its row still cannot be zero."""
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+Function = Callable[..., torch.Tensor]
+
+
+def _widened(argument: object) -> object:
+    return torch.float64 if isinstance(argument, torch.dtype) and argument in _NARROW else argument
+
+
+class _EverythingDouble(TorchFunctionMode):
+    """Makes a function's own `.float()` or `.to(torch.float32)` mean float64, for the reference."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
+            func = torch.Tensor.double
+        args = tuple(_widened(arg) for arg in args)
+        kwargs = {key: _widened(arg) for key, arg in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+class Reference:
+    """What the right result of some lines is, and how far off a result may be.
+
+    Three errors of each line are judged: the largest relative to the line's largest value, the largest
+    relative to the element itself, and the mean. The mean is what shows arithmetic in too low a precision:
+    in bfloat16 the rounding of the result hides it from the other two.
+    """
+
+    def __init__(
+        self, function: Function, inputs: Sequence[torch.Tensor], *, pointwise: bool, first_kind: int = 0
+    ) -> None:
+        """`inputs` as the function takes them; the first is a matrix starting with CYCLE[first_kind]."""
+        full = inputs[0]
+        info = torch.finfo(full.dtype)
+        self._first_kind = first_kind
+        base = function(*inputs).to(full.dtype)
+        with _EverythingDouble():
+            self._exact = function(*(tensor.double() for tensor in inputs))
+        size = self._exact.abs()
+        # Beyond the dtype's range PyTorch's result is an infinity: no scale for the others of its line.
+        size.masked_fill_(~(size <= info.max), 0.0)
+        floor = max(info.tiny, _FLUSH)  # float16 rounds to multiples of its own smallest numbers
+        self._scale = size.amax(1).add_(floor)
+        self._mass = size.sum(1).add_(floor * full.shape[1])
+        around: torch.Tensor = self._scale[:, None]
+        if pointwise:  # elements do not meet: the surroundings of one are its own inputs
+            own = torch.stack(torch.broadcast_tensors(*inputs)).abs_().amax(0).nan_to_num_(nan=0.0)
+            around = torch.minimum(around, torch.maximum(own.double(), size))
+        self._weight = size.add_(around * _NOISE).add_(floor).reciprocal_().float()
+        odd = ~(base.isfinite() & (self._exact.abs() <= info.max))
+        self._odd = odd if bool(odd.any()) else None
+        self._base = base if self._odd is not None else None
+        errors = self._errors(base)
+        self._allowed = self._limits(errors, info.eps, 0.0 if pointwise else math.log2(full.shape[1]))
+        self._kinds_of = torch.arange(full.shape[0], device=full.device).add_(first_kind) % len(CYCLE)
+        regime = torch.tensor([REGIMES.index(kind.partition(":")[0]) for kind in CYCLE], device=full.device)
+        regime = regime[self._kinds_of]
+        self._elsewhere = torch.arange(len(REGIMES), device=full.device)[:, None] != regime
+        self._base_worst = errors[0].masked_fill(self._elsewhere, -1.0).amax(1)
+
+    def _kinds(self, count: int) -> list[slice]:
+        """For each kind of line its lines, those without any left out."""
+        starts = ((place - self._first_kind) % len(CYCLE) for place in range(len(CYCLE)))
+        return [slice(start, None, len(CYCLE)) for start in starts if start < count]
+
+    def _limits(self, errors: torch.Tensor, eps: float, levels: float) -> torch.Tensor:
+        """Allowed errors of each line: from the worst of its kind, since one line's own may be luck.
+
+        `levels`: how often a sum over the line rounds at least, one addition of pairs after the other.
+        """
+        limits = errors.clone()
+        for lines in self._kinds(errors.shape[1]):
+            limits[:, lines] = errors[:, lines].amax(1, keepdim=True)
+        # The mean over a long line hardly varies, so twice PyTorch's is much; over 4 elements it is luck.
+        factors = (FACTOR, FACTOR, 2.0 + 32.0 / math.sqrt(self._exact.shape[1]))
+        for limit, factor, floor in zip(limits, factors, (2 * eps, 2 * eps, 4 * _EPS32), strict=True):
+            limit.mul_(factor).add_(floor + levels * _EPS32)
+        return limits
+
+    def _errors(self, result: torch.Tensor) -> torch.Tensor:
+        """The three errors of each line; NaN or infinite where NaN or infinity is misplaced."""
+        off = result.double()
+        if self._odd is not None and self._base is not None:
+            # Where float64 knows a number and the dtype overflows, either answer is right.
+            same = (result == self._base) | (off == self._exact)
+            same |= result.isnan() & (self._base.isnan() | self._exact.isnan())
+            off = off.sub_(self._exact).abs_().masked_fill_(same & self._odd, 0.0)
+        else:
+            off = off.sub_(self._exact).abs_()
+        largest, mean = off.amax(1) / self._scale, off.sum(1) / self._mass
+        return torch.stack([largest, off.mul_(self._weight).amax(1), mean])
+
+    def judge(self, result: torch.Tensor) -> torch.Tensor:
+        """A vector that `read` explains, made without waiting for the device."""
+        errors = self._errors(result)
+        worst, line = (errors / self._allowed).amax(0).max(0)
+        regimes = errors[0].masked_fill(self._elsewhere, -1.0).amax(1)
+        return torch.cat([torch.stack([worst, self._kinds_of[line].double()]), regimes, self._base_worst])
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How far off some lines, or all of them, are."""
+
+    error: float
+    """Largest error as a multiple of what is allowed; NaN where NaN or infinity is misplaced."""
+    kind: str
+    """Of the line that it is on, one of CYCLE."""
+    errors: dict[str, RegimeError]
+
+
+def read(vectors: Sequence[Sequence[float]]) -> Judgement:
+    """The worst of the vectors that `Reference.judge` gave for each part of a tensor."""
+    worst = max(vectors, key=lambda vector: math.inf if math.isnan(vector[0]) else vector[0])
+    candidate, baseline = 2, 2 + len(REGIMES)
+    errors = {}
+    for index, regime in enumerate(REGIMES):
+        if any(vector[baseline + index] >= 0 for vector in vectors):  # else it does not occur in any of them
+            errors[regime] = RegimeError(
+                max(vector[candidate + index] for vector in vectors),
+                max(vector[baseline + index] for vector in vectors),
+            )
+    return Judgement(worst[0], CYCLE[int(worst[1])], errors)

@@ -1,0 +1,178 @@
+"""The parent's side of the isolated worker: whatever a candidate does, an Outcome comes back.
+
+The parent never creates a CUDA context. A candidate that hangs, crashes or damages memory costs the
+child process, and a spare one that has imported torch already takes over.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from ksearch.errors import KsearchError, WorkerError
+from ksearch.evaluate.confidence import half_interquartile_us
+from ksearch.evaluate.messages import FinalEntry, Finals, Finding, Job, Laps, Ready
+from ksearch.evaluate.process import Child, ChildDied, ChildError, ChildTimeout
+from ksearch.types import Candidate, Outcome, Status
+
+_TARGET = "ksearch.evaluate.session:open_session"
+_START_S = 600.0
+"""Importing torch from a cold disk, making and checking references of many gigabytes on a slow CPU."""
+_ATTEMPTS = 3
+_PROOF_S = 1.0
+"""Budget for racing a finalist alone, after a race that one of them broke."""
+
+
+class Worker:
+    """One device's candidates, screened one by one and then compared; use it as a context manager.
+
+    `timeout_s` is what a candidate gets beside a multiple of PyTorch's own time. Call it from a thread
+    that outlives it (see `Child`).
+    """
+
+    def __init__(self, job: Job, timeout_s: float = 20.0) -> None:
+        self._job = job
+        self._timeout_s = timeout_s
+        self._baseline_s = 0.0
+        self._child: Child | None = None
+        self._spare: Child | None = None
+        self.respawns = 0
+        """How often a candidate cost the process."""
+
+    def start(self) -> Ready:
+        """Open the session, and time PyTorch and the ceiling. Raises WorkerError, or what is wrong with the
+        job (BadShape, UserFileError, ...)."""
+        child = self._open()
+        try:
+            # Its import of torch must not disturb the times taken from here on.
+            self._ready_spare()
+            ready: Ready = child.call(("start",), _START_S)
+        except (ChildDied, ChildTimeout, ChildError) as error:
+            raise WorkerError(f"the worker failed while timing PyTorch's own function: {error}") from error
+        self._baseline_s = ready.baseline_us / 1e6
+        return ready
+
+    def screen(self, candidate: Candidate, incumbent_us: float | None = None) -> Outcome:
+        """Check a candidate and time it; with an incumbent's time, not for long if it is clearly slower."""
+        # The check alone runs it a dozen times, and one that is 20 times slower is worth knowing.
+        finding = self._find(("screen", candidate, incumbent_us), self._timeout_s + 300 * self._baseline_s)
+        timing = finding.timing
+        if timing is None:
+            return Outcome(finding.status, error=finding.error, message=finding.message)
+        return Outcome(finding.status, timing.time_us, timing.spread_us, timing.repeats, finding.error)
+
+    def finals(self, candidates: Sequence[Candidate], *, budget_s: float) -> Finals:
+        """Check each on the whole workload; race those that are right against PyTorch and the ceiling."""
+        # Float64 in blocks takes far longer than the op itself, mostly so on a CPU.
+        limit_s = 3 * self._timeout_s + 600 * self._baseline_s
+        findings = [self._find(("verify", candidate), limit_s) for candidate in candidates]
+        passed = [index for index, finding in enumerate(findings) if finding.status is Status.PASSED]
+        laps = self._race([candidates[index] for index in passed], budget_s)
+        if isinstance(laps, Finding):  # one of them is fine once and not fifty times: find out which
+            for index in passed:
+                alone = self._race([candidates[index]], min(_PROOF_S, budget_s))
+                if isinstance(alone, Finding):
+                    findings[index] = alone
+            passed = [index for index in passed if findings[index].status is Status.PASSED]
+            laps = self._race([candidates[index] for index in passed], budget_s)
+            if isinstance(laps, Finding):
+                raise WorkerError(f"the final comparison fails, each finalist alone does not: {laps.message}")
+        samples = dict(zip(passed, laps.candidates_us, strict=True))
+        entries = []
+        for index, (candidate, finding) in enumerate(zip(candidates, findings, strict=True)):
+            mine = samples.get(index, [])
+            entries.append(FinalEntry(candidate, _final_outcome(finding, mine), mine, finding.errors))
+        return Finals(entries, laps.baseline_us, laps.ceiling_us, laps.environment)
+
+    def _race(self, candidates: Sequence[Candidate], budget_s: float) -> Laps | Finding:
+        # Three rounds are run however long they take, and PyTorch is in each.
+        limit_s = budget_s + self._timeout_s + 40 * (len(candidates) + 2) * self._baseline_s
+        try:
+            laps: Laps = self._session().call(("race", list(candidates), budget_s), limit_s)
+        except ChildTimeout:
+            return Finding(Status.TIMEOUT, f"did not finish within {limit_s:.3g} s", healthy=False)
+        except ChildDied as death:
+            return Finding(Status.CRASHED, str(death), healthy=False)
+        except ChildError as error:  # a CUDA error: the session stands but its device context may not
+            self._drop()
+            return Finding(Status.CRASHED, str(error), healthy=False)
+        return laps
+
+    def _find(self, message: tuple[object, ...], limit_s: float) -> Finding:
+        try:
+            finding: Finding = self._session().call(message, limit_s)
+        except ChildTimeout:
+            return Finding(Status.TIMEOUT, f"did not finish within {limit_s:.3g} s", healthy=False)
+        except ChildDied as death:
+            return Finding(Status.CRASHED, str(death), healthy=False)
+        except ChildError as error:
+            raise WorkerError(f"the worker failed on its own account: {error}\n{error.log}") from error
+        if not finding.healthy:
+            self._drop()
+        return finding
+
+    # Processes
+
+    def _session(self) -> Child:
+        """The child with an open session; a new one where the last candidate cost it."""
+        if self._child is not None and self._child.is_alive:
+            return self._child
+        self._drop()
+        self.respawns += 1
+        child = self._open()
+        if self._job.target.backend == "cpu":
+            self._ready_spare()  # its import would slow down what is timed next
+        return child
+
+    def _open(self) -> Child:
+        """Take the spare, or start a process, and open the session in it; start the next spare."""
+        reason = ""
+        for _ in range(_ATTEMPTS):
+            child = self._spare or Child(_TARGET)
+            self._child, self._spare = child, Child(_TARGET)
+            try:
+                child.call(("open", self._job), _START_S)
+            except (ChildDied, ChildTimeout, ChildError) as error:
+                reason = str(error)
+                self._drop()
+            except (KsearchError, OSError):
+                self.close()
+                raise
+            else:
+                return child
+        self.close()
+        raise WorkerError(f"the worker for {self._job.target.device} cannot be started: {reason}")
+
+    def _ready_spare(self) -> None:
+        """Wait until the spare has imported torch; without one, a respawn is only slower."""
+        if self._spare is not None:
+            try:
+                self._spare.call(None, _START_S)
+            except (ChildDied, ChildTimeout, ChildError):
+                self._spare.kill()
+                self._spare = None
+
+    def _drop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def close(self) -> None:
+        """End both processes; harmless when repeated."""
+        self._drop()
+        if self._spare is not None:
+            self._spare.kill()
+            self._spare = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _final_outcome(finding: Finding, samples_us: Sequence[float]) -> Outcome:
+    if finding.status is not Status.PASSED:
+        return Outcome(finding.status, error=finding.error, message=finding.message)
+    spread_us = half_interquartile_us(samples_us)
+    return Outcome(Status.PASSED, statistics.median(samples_us), spread_us, len(samples_us), finding.error)

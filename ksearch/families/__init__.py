@@ -1,0 +1,38 @@
+"""HOW ops are computed: a family is a template, its space and its rules, for one backend.
+
+Families are found by (program family, backend); an op with an own template is its own family.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ksearch.errors import UsageError
+from ksearch.families.base import Family, Space
+from ksearch.families.own import OwnTemplate
+from ksearch.families.pointwise_cpu import PointwiseCpu
+from ksearch.families.pointwise_cuda import PointwiseCuda
+from ksearch.families.rowwise_cpu import RowwiseCpu
+from ksearch.families.rowwise_cuda import RowwiseCuda
+
+if TYPE_CHECKING:
+    from ksearch.operators import Op
+
+__all__ = ["Family", "Space", "find"]
+
+_FAMILIES: dict[tuple[str, str], Family] = {
+    ("pointwise", "cuda"): PointwiseCuda(),
+    ("pointwise", "cpu"): PointwiseCpu(),
+    ("rowwise", "cuda"): RowwiseCuda(),
+    ("rowwise", "cpu"): RowwiseCpu(),
+}
+
+
+def find(op: Op, backend: str, **options: float | int | bool | str) -> Family:
+    """The family that computes this op on this backend. Raises UsageError where there is none."""
+    if op.template_op is not None:
+        return OwnTemplate(op.template_op, backend)
+    family = op.program(**options).family
+    if (family, backend) not in _FAMILIES:
+        raise UsageError(f"op {op.name!r} needs the family {family!r}, which has no template for {backend}")
+    return _FAMILIES[family, backend]

@@ -1,0 +1,76 @@
+"""Elements mapped one by one on a GPU: a copy with arithmetic on the way.
+
+Bound by memory: what matters is bytes in flight (vec x unroll x block) and the cache policies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ksearch.families.base import Space
+from ksearch.families.cuda import (
+    LOADS,
+    STORES,
+    THREADS_PER_SM,
+    common_variables,
+    math_axis,
+    register_cap,
+    vectors,
+)
+from ksearch.operators.program import Program
+from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+
+SPARE_REGISTERS = 32
+"""Registers beside the vectors in flight (tests/families/test_cuda_compile.py)."""
+
+
+class PointwiseCuda:
+    name = "pointwise"
+    template = "cuda/pointwise.cu.j2"
+
+    def space(self, program: Program, workload: Workload, target: Target) -> Space:
+        reads = max(1, len(program.inputs))
+        itemsize, numel = workload.itemsize, workload.numel
+
+        def is_valid(config: Config) -> bool:
+            block, vec, unroll, min_blocks = (
+                int(config[n]) for n in ("block", "vec", "unroll", "min_blocks")
+            )
+            if block * min_blocks > THREADS_PER_SM or (unroll > 1 and block * vec * (unroll // 2) >= numel):
+                return False
+            words = unroll * max(1, vec * itemsize // 4) * reads + vec
+            return words + SPARE_REGISTERS <= register_cap(block, min_blocks)
+
+        return Space(
+            axes={
+                "block": (64, 128, 256, 512, 1024),
+                "vec": vectors(numel, itemsize),
+                "unroll": (1, 2, 4, 8),
+                "grid": ("one_shot", "persistent"),
+                "min_blocks": (1, 2, 4),
+            },
+            is_valid=is_valid,
+            free={"load": LOADS, "store": (*STORES, "cg"), "math": math_axis(program)},
+        )
+
+    def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
+        base: dict[str, ConfigValue] = {
+            "block": 256, "vec": 16 // workload.itemsize, "unroll": 2, "grid": "one_shot", "min_blocks": 1,
+            "load": "nc", "store": "default", "math": "fast",
+        }  # fmt: skip
+        return [base, {**base, "unroll": 4, "store": "cs"}, {**base, "unroll": 1, "block": 512}]
+
+    def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
+        block, vec, unroll = int(config["block"]), int(config["vec"]), int(config["unroll"])
+        return Launch(
+            work_per_row=workload.cols,
+            work_per_block=block * vec * unroll,
+            block=block,
+            persistent=config["grid"] == "persistent",
+            alignment=vec * workload.itemsize,
+        )
+
+    def variables(
+        self, config: Config, program: Program, workload: Workload, target: Target
+    ) -> dict[str, Any]:
+        return {**common_variables(program, workload), "schedule": program.schedule(online=False)}

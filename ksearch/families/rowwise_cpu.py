@@ -1,0 +1,106 @@
+"""Rows reduced and then mapped on a CPU: softmax, norms and the like, one row at a time in the caches.
+
+The last sum's terms (the exponentials of a softmax) can wait in a buffer for the output pass: found in
+the schedule's text, where an equal name of a value means an equal value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ksearch.families import cpu
+from ksearch.families.base import Space
+from ksearch.operators.program import Kind, Program, Schedule
+from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+
+_KEEP_BYTES = 256 * 1024
+"""The buffer lives on each thread's stack and must stay in its level 2 cache."""
+_SPLIT_COLS = 16384
+"""Shorter rows are over before the threads have met: a barrier costs 1-2 us."""
+
+_OUTPUT = re.compile(r"(KS_FN void output)\((.*?\n\}\n?)", re.DOTALL)
+_ROW_DIVISION = re.compile(r"/ ks::splat<T>\((row\.\w+)\)")
+
+
+def _with_kept_sum(schedule: Schedule) -> tuple[int, str] | None:
+    """The last stage's sum whose terms the output needs again, as its index in the stage, and the text.
+
+    The text has `output_kept` besides: `output`, given that term instead of computing it. None where
+    there is no such sum.
+    """
+    last = len(schedule.stages) - 1
+    stage = re.search(rf"KS_FN void stage{last}\(.*?\n\}}", schedule.text, re.DOTALL)
+    output = _OUTPUT.search(schedule.text)
+    if stage is None or output is None:
+        return None
+    for index, reduction in enumerate(schedule.stages[-1].reductions):
+        value = re.search(rf"value\[{index}\] = (t\d+);", stage[0])
+        if reduction.kind is not Kind.SUM or value is None:
+            continue
+        kept, count = re.subn(rf"const T {value[1]} = .*?;", f"const T {value[1]} = kept;", output[2])
+        if count == 1:
+            return index, f"{schedule.text}\ntemplate <class T> {output[1]}_kept(const T kept, {kept}\n"
+    return None
+
+
+class RowwiseCpu:
+    name = "rowwise"
+    template = "cpu/rowwise.cpp.j2"
+
+    def space(self, program: Program, workload: Workload, target: Target) -> Space:
+        cols, rows = workload.cols, workload.rows
+        two_step = program.schedule(online=False)
+        can_keep = _with_kept_sum(two_step) is not None and cols * 4 <= _KEEP_BYTES
+
+        def is_valid(config: Config) -> bool:
+            threads, rows_per_task = int(config["threads"]), int(config["rows_per_task"])
+            if not cpu.is_filled(config, cols) or not cpu.is_streamable(config, workload):
+                return False
+            if config["keep"] and config["reduction"] == "online":
+                return False
+            if config["split"]:
+                return threads > 1 and cols >= _SPLIT_COLS and rows < 4 * threads and rows_per_task == 0
+            return rows_per_task == 0 or (threads > 1 and rows_per_task * threads <= rows)
+
+        return Space(
+            axes={
+                "reduction": ("two_step", "online") if program.can_online else ("two_step",),
+                "simd": cpu.simd_bytes(target, cols),
+                "unroll": (4, 8, 2, 1),
+                "threads": cpu.thread_counts(workload, target),
+                "rows_per_task": (0, 1, 4, 16),
+                "split": (False, True),
+                "keep": (True, False) if can_keep else (False,),
+                "store": cpu.stores(target),
+            },
+            is_valid=is_valid,
+            free={
+                "prefetch": (True, False) if rows > 1 else (False,),
+                "reciprocal": (True, False) if _ROW_DIVISION.search(two_step.text) else (False,),
+            },
+        )
+
+    def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
+        split = workload.rows < target.units
+        return cpu.nearest(
+            self.space(program, workload, target),
+            {"reduction": "two_step", "unroll": 8, "split": split, "keep": True, **cpu.for_size(workload)},
+            {"reduction": "two_step", "unroll": 4, "rows_per_task": 16, "split": split, "reciprocal": False},
+            {"reduction": "online", "unroll": 8, "split": split},
+            {"reduction": "two_step", "unroll": 4, "store": "temporal", "prefetch": False},
+        )
+
+    def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
+        return cpu.launch(config, workload)
+
+    def variables(
+        self, config: Config, program: Program, workload: Workload, target: Target
+    ) -> dict[str, Any]:
+        schedule = program.schedule(online=config["reduction"] == "online")
+        index, text = -1, schedule.text
+        if config["keep"] and (found := _with_kept_sum(schedule)) is not None:
+            index, text = found
+        if config["reciprocal"]:
+            text = _ROW_DIVISION.sub(r"* ks::splat<T>(1.0f / \1)", text)
+        return {**cpu.common_variables(program, workload), "schedule": schedule, "text": text, "kept": index}

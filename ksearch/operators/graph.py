@@ -1,0 +1,216 @@
+"""The values of a program while it is being written down, with Python's own arithmetic signs.
+
+Equal expressions become one value and constants are folded as they are made, so a Program never holds
+two nodes that compute the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from ksearch.errors import TraceError
+from ksearch.operators.program import Input, Node, Program, Role
+from ksearch.operators.schedule import softmax_max
+
+_COMMUTATIVE = ("+", "*", "==", "!=", "max", "min")
+
+_FOLD: dict[str, Callable[..., torch.Tensor]] = {
+    "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div, "neg": torch.neg,
+    "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge, "==": torch.eq, "!=": torch.ne,
+    "max": torch.maximum, "min": torch.minimum, "pow": torch.pow, "abs": torch.abs,
+    "exp": torch.exp, "exp2": torch.exp2, "expm1": torch.expm1, "log": torch.log, "log1p": torch.log1p,
+    "log2": torch.log2, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
+    "floor": torch.floor, "ceil": torch.ceil, "round": torch.round,
+}  # fmt: skip
+"""Every node that can be folded, and what it means: PyTorch itself, in float64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """One value of a graph: a tensor, or a number known only as a constant or the row length."""
+
+    graph: Graph
+    index: int
+
+    @property
+    def has_rows(self) -> bool:
+        return self.graph.spread[self.index][0]
+
+    @property
+    def has_cols(self) -> bool:
+        return self.graph.spread[self.index][1]
+
+    def __add__(self, other: Number) -> Value:
+        return self.graph.apply("+", self, other)
+
+    def __radd__(self, other: Number) -> Value:
+        return self.graph.apply("+", other, self)
+
+    def __sub__(self, other: Number) -> Value:
+        return self.graph.apply("-", self, other)
+
+    def __rsub__(self, other: Number) -> Value:
+        return self.graph.apply("-", other, self)
+
+    def __mul__(self, other: Number) -> Value:
+        return self.graph.apply("*", self, other)
+
+    def __rmul__(self, other: Number) -> Value:
+        return self.graph.apply("*", other, self)
+
+    def __truediv__(self, other: Number) -> Value:
+        return self.graph.apply("/", self, other)
+
+    def __rtruediv__(self, other: Number) -> Value:
+        return self.graph.apply("/", other, self)
+
+    def __neg__(self) -> Value:
+        return self.graph.apply("neg", self)
+
+
+Number: TypeAlias = Value | float
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """The truth of a comparison, known by what it selects: `select(a, b)` is a where it holds, else b."""
+
+    select: Callable[[Number, Number], Value]
+
+    def __and__(self, other: Mask) -> Mask:
+        return Mask(lambda a, b: self.select(other.select(a, b), b))
+
+    def __or__(self, other: Mask) -> Mask:
+        return Mask(lambda a, b: self.select(a, other.select(a, b)))
+
+    def __invert__(self) -> Mask:
+        return Mask(lambda a, b: self.select(b, a))
+
+
+class Graph:
+    """Nodes in order of definition, none of them twice."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        self.inputs = tuple(inputs)
+        self.nodes: list[Node] = []
+        self.spread: list[tuple[bool, bool]] = []
+        """For each node, whether it differs from row to row, and from column to column."""
+        self._seen: dict[object, int] = {}
+
+    def input(self, item: Input) -> Value:
+        return self._node("input", (item.name,), (item.role is not Role.ROW, item.role is not Role.COLUMN))
+
+    def const(self, value: float) -> Value:
+        if value == 0 and math.copysign(1.0, value) < 0:
+            # As the negative of 0.0, which it equals: programs that differ in it alone must not be equal.
+            return self._node("neg", (self.const(0.0).index,), (False, False))
+        return self._node("const", (float(value),), (False, False))
+
+    def cols(self) -> Value:
+        """The row length, a number that is known once the shape is."""
+        return self._node("cols", (), (False, False))
+
+    def apply(self, op: str, *args: Number) -> Value:
+        """`op` of `args`, simplified only where the result stays the same to the last bit."""
+        values = [self._value(arg) for arg in args]
+        if op == "/" and (simpler := self._divide(*values)) is not None:
+            return simpler
+        constants = [self._constant(value) for value in values]
+        if op in _FOLD and all(constant is not None for constant in constants):
+            folded = _FOLD[op](*(torch.tensor(constant, dtype=torch.float64) for constant in constants))
+            return self.const(float(folded))
+        if op == "*" and 1.0 in constants:
+            return values[1 - constants.index(1.0)]
+        if op == "where" and constants[0] is not None:
+            return values[1] if constants[0] else values[2]
+        spreads = [self.spread[value.index] for value in values]
+        spread = (any(rows for rows, _ in spreads), any(cols for _, cols in spreads))
+        return self._node(op, tuple(value.index for value in values), spread)
+
+    def compare(self, sign: str, a: Number, b: Number) -> Mask:
+        test = self.apply(sign, a, b)
+        return Mask(lambda x, y: self.apply("where", test, x, y))
+
+    def reduce(self, kind: str, value: Value) -> Value:
+        """`sum`, `max` or `min` over the columns. Raises TraceError where there are none left."""
+        if not value.has_cols:
+            raise TraceError("the value to reduce has one column only, so there is nothing left to reduce")
+        return self._node(f"reduce_{kind}", (value.index,), (value.has_rows, False))
+
+    def program(self, output: Value) -> Program:
+        """What `output` needs, numbered in the order in which it is needed."""
+        order: dict[int, int] = {}
+        pending = [output.index]
+        while pending:
+            missing = [i for i in self.nodes[pending[-1]].operands if i not in order]
+            if missing:
+                pending.append(missing[0])
+            else:
+                order.setdefault(pending.pop(), len(order))
+        nodes = []
+        for index in order:
+            node = self.nodes[index]
+            args = tuple(order[i] for i in node.operands) or node.args
+            nodes.append(Node(node.op, args))
+        return Program(self.inputs, tuple(nodes), (order[output.index],))
+
+    def _node(self, op: str, args: tuple[int | float | str, ...], spread: tuple[bool, bool]) -> Value:
+        # repr, because nan != nan
+        key = (op, tuple(sorted(map(repr, args))) if op in _COMMUTATIVE else tuple(map(repr, args)))
+        if key not in self._seen:
+            self._seen[key] = len(self.nodes)
+            self.nodes.append(Node(op, args))
+            self.spread.append(spread)
+        return Value(self, self._seen[key])
+
+    def _value(self, number: Number) -> Value:
+        if isinstance(number, Value):
+            return number
+        if isinstance(number, int | float):
+            return self.const(number)
+        raise TraceError(f"a tensor or a number is needed here, not {describe(number)}")
+
+    def _constant(self, value: Value) -> float | None:
+        node = self.nodes[value.index]
+        return float(node.args[0]) if node.op == "const" else None
+
+    def _divide(self, a: Value, b: Value) -> Value | None:
+        divisor = self._constant(b)
+        if divisor is not None and divisor != 0 and math.isfinite(divisor):
+            mantissa, exponent = math.frexp(divisor)
+            if abs(mantissa) == 0.5 and abs(exponent) < 100:
+                return self.apply("*", a, 1.0 / divisor)  # exact for a power of two
+        if a.has_cols and not b.has_cols and softmax_max(self.nodes, b.index) is not None:
+            # One division per row, not per element. Safe because this sum lies in [1, cols] (or is NaN);
+            # of a denormal divisor the reciprocal would be inf.
+            return self.apply("*", a, self.apply("/", 1.0, b))
+        return None
+
+
+def apply(op: str, *args: Number) -> Value:
+    """`op` of `args`, of which at least one is a Value."""
+    for arg in args:
+        if isinstance(arg, Value):
+            return arg.graph.apply(op, *args)
+    raise TraceError(f"a tensor is needed here, not {', '.join(map(describe, args))}")
+
+
+def compare(sign: str, a: Number, b: Number) -> Mask:
+    """The truth of `a sign b`, of which at least one is a Value."""
+    for arg in (a, b):
+        if isinstance(arg, Value):
+            return arg.graph.compare(sign, a, b)
+    raise TraceError(f"a tensor is needed here, not {describe(a)}")
+
+
+def describe(thing: object) -> str:
+    """A word or two for a message: what a person would call it."""
+    if isinstance(thing, Mask):
+        return "a comparison (use it in torch.where, with & | ~, or make it a number with .float())"
+    return repr(thing) if isinstance(thing, int | float | str | None) else f"a {type(thing).__name__}"

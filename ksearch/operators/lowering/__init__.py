@@ -1,0 +1,8 @@
+"""What PyTorch's functions mean in terms of a graph: one table, filled by the modules of this folder."""
+
+from __future__ import annotations
+
+from ksearch.operators.lowering import activations, arithmetic, masks, reductions, tensors
+from ksearch.operators.lowering.table import lower, supported
+
+__all__ = ["activations", "arithmetic", "lower", "masks", "reductions", "supported", "tensors"]

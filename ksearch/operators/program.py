@@ -1,0 +1,176 @@
+"""A Program: what an op computes, as passes over the elements of a row, printable as C++.
+
+Torch-free: the tracer makes it, the families read it, the templates print it.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from dataclasses import asdict, dataclass
+
+from ksearch.types import Workload, canonical_json, digest
+
+
+class Role(enum.StrEnum):
+    """How an input spreads over the rows x cols that the op works on."""
+
+    FULL = "full"
+    """Same shape as the first input."""
+    ROW = "row"
+    """One value per column, shape (cols,): a weight or a bias."""
+    COLUMN = "column"
+    """One value per row, shape (..., 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    name: str
+    role: Role = Role.FULL
+
+
+class Kind(enum.StrEnum):
+    """How a reduction combines the values of a row."""
+
+    SUM = "sum"
+    MAX = "max"
+    MIN = "min"
+    SUM_EXP = "sum_exp"
+    """sum(exp(value - max)), where max is the reduction `anchor` of the same stage: the online form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One reduction over the columns; its result is the field `name` of the C++ struct Row."""
+
+    name: str
+    kind: Kind
+    anchor: int | None = None
+    """SUM_EXP only: index in the stage of the MAX it is taken relative to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pass over a row: the reductions that need only the inputs and earlier stages' results."""
+
+    reductions: tuple[Reduction, ...]
+    inputs: tuple[str, ...]
+    """Names of the FULL and ROW inputs that the pass reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A Program laid out for a kernel: its stages, and the C++ text that they call.
+
+    The text defines (T is float on CUDA, a SIMD vector or float on the CPU; KS_FN is the function
+    qualifier that the template defines before it):
+
+        template <class T> struct Element { T x, weight, ...; };   // one field per FULL and ROW input
+        struct Row { float r0, r1, ...; };      // reductions, values derived from them, COLUMN inputs
+        template <class T> KS_FN void stage0(const Element<T>& e, const Row& row, T (&value)[K]);
+        KS_FN void finish0(Row& row);           // after stage 0's reductions are stored in row
+        template <class T> KS_FN void output(const Element<T>& e, const Row& row, T (&value)[1]);
+
+    `begin(Row&)` runs once the COLUMN inputs are loaded, before stage 0. Row values enter element
+    expressions as `ks::splat<T>(row.r0)`, constants as `ks::splat<T>(0.5f)`, functions as `ks::exp(t3)`.
+    A value that several functions compute is `const T t<number> = ...;` by the same name in all of them.
+    `COLS` (constexpr long long, the row length) is defined by the template before the text.
+    """
+
+    stages: tuple[Stage, ...]
+    output_inputs: tuple[str, ...]
+    """Names of the FULL and ROW inputs that the output expression reads."""
+    text: str
+
+
+LEAVES = ("input", "const", "cols", "source")
+"""Nodes that are computed from no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The least that any kernel must do."""
+
+    bytes: int
+    """Every input that is read, once, and the output, once."""
+    operations: int
+    """Functions and arithmetic per element, reductions included, over all elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value of the program in order of definition: an input, a constant, a function, a reduction."""
+
+    op: str
+    """`input`, `const`, `cols` (the row length), a function of `ks::`, an arithmetic or comparison sign,
+    `neg`, `where` (comparison, then, else), or `reduce_sum`, `reduce_max`, `reduce_min`. The Program of an
+    op with an own template has `source` instead: the digest of its reference's text."""
+    args: tuple[int | float | str, ...]
+    """Indices of earlier nodes; for `input` its name, for `const` its value."""
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The earlier nodes that this one is computed from."""
+        return () if self.op in LEAVES else tuple(int(arg) for arg in self.args)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What an op computes on rows of length cols, free of shape and dtype."""
+
+    inputs: tuple[Input, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        return _digest(self)
+
+    @property
+    def family(self) -> str:
+        """`pointwise`, or `rowwise` where anything is reduced over the columns."""
+        return "rowwise" if any(n.op.startswith("reduce_") for n in self.nodes) else "pointwise"
+
+    @property
+    def elementwise(self) -> tuple[bool, ...]:
+        """For each node, whether it has a value per column rather than one per row."""
+        roles = {item.name: item.role for item in self.inputs}
+        per_column: list[bool] = []
+        for node in self.nodes:
+            if node.op == "input":
+                per_column.append(roles[str(node.args[0])] is not Role.COLUMN)
+            else:
+                reduced = node.op.startswith("reduce_")
+                per_column.append(not reduced and any(per_column[i] for i in node.operands))
+        return tuple(per_column)
+
+    @property
+    def can_online(self) -> bool:
+        """Some max and the sum of exponentials relative to it can be taken in one pass."""
+        from ksearch.operators import schedule  # that module is written in terms of this one
+
+        return bool(schedule.online_pairs(self))
+
+    def schedule(self, online: bool = False) -> Schedule:
+        """The program as passes over a row; `online` takes every (max, sum of exp) pair in one pass."""
+        from ksearch.operators import schedule  # that module is written in terms of this one
+
+        return schedule.lay_out(self, online)
+
+    def cost(self, workload: Workload) -> Cost:
+        """What must happen at least, on any machine."""
+        read = {str(node.args[0]) for node in self.nodes if node.op == "input"}
+        sizes = {Role.FULL: workload.numel, Role.ROW: workload.cols, Role.COLUMN: workload.rows}
+        elements = workload.numel + sum(sizes[item.role] for item in self.inputs if item.name in read)
+        per_element = sum(
+            1
+            for node, per_column in zip(self.nodes, self.elementwise, strict=True)
+            if node.op.startswith("reduce_") or (per_column and node.op != "input")
+        )
+        return Cost(bytes=elements * workload.itemsize, operations=per_element * workload.numel)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(program: Program) -> str:
+    """Kept, because every load of a kernel asks for it: 100 us, found again in 2 us."""
+    return digest(canonical_json(asdict(program)))[:16]

@@ -1,0 +1,249 @@
+"""Lay a Program out as passes over a row, and print them as the C++ that both backends' templates call.
+
+A value is computed as seldom as its shape allows: what is the same for a whole row is computed once
+between two passes and handed on as a field of Row.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ksearch.operators.program import Kind, Node, Program, Reduction, Role, Schedule, Stage
+
+_SIGNS = ("+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!=")
+_COMPARISONS = _SIGNS[4:]
+_Operand: TypeAlias = Callable[[int], str]
+"""How the code at hand names a node."""
+_KINDS = {"reduce_sum": Kind.SUM, "reduce_max": Kind.MAX, "reduce_min": Kind.MIN}
+
+
+def softmax_max(nodes: Sequence[Node], index: int) -> int | None:
+    """The index of m where node `index` is sum(exp(f - m)) and m is amax(f), else None."""
+
+    def operands(i: int, op: str) -> tuple[int, ...]:
+        return nodes[i].operands if nodes[i].op == op else ()
+
+    for exponential in operands(index, "reduce_sum"):
+        for difference in operands(exponential, "exp"):
+            match operands(difference, "-"):
+                case (f, m) if operands(m, "reduce_max") == (f,):
+                    return m
+    return None
+
+
+def online_pairs(program: Program) -> dict[int, int]:
+    """For each sum that can be taken in one pass with its max: index of the sum -> index of the max."""
+    found = ((i, softmax_max(program.nodes, i)) for i in range(len(program.nodes)))
+    return {i: m for i, m in found if m is not None}
+
+
+@functools.lru_cache(maxsize=256)
+def lay_out(program: Program, online: bool) -> Schedule:
+    """The stages of `program` and the C++ text that they call; see Schedule."""
+    return _Layout(program, online_pairs(program) if online else {}).schedule()
+
+
+@dataclass
+class _Body:
+    """The statements of one function over the elements of a row, and what it reads."""
+
+    lines: list[str] = field(default_factory=list)
+    inputs: set[str] = field(default_factory=set)
+
+
+class _Layout:
+    def __init__(self, program: Program, pairs: dict[int, int]) -> None:
+        self.program, self.pairs = program, pairs
+        self.nodes = program.nodes
+        self.elementwise = program.elementwise
+        self.roles = {item.name: item.role for item in program.inputs}
+        self.ready: list[int] = []
+        """For each node, the last stage whose results it needs; -1 where it needs none."""
+        self.stages: list[list[int]] = []
+        """For each stage, the reductions taken in it."""
+        for i, node in enumerate(self.nodes):
+            ready = max((self.ready[j] for j in node.operands), default=-1)
+            if node.op in _KINDS:
+                ready = self.ready[pairs[i]] if i in pairs else ready + 1
+                self.stages.extend([] for _ in range(ready + 1 - len(self.stages)))
+                self.stages[ready].append(i)
+            self.ready.append(ready)
+        taken = [i for stage in self.stages for i in stage]
+        self.reduction_names = {i: f"r{number}" for number, i in enumerate(taken)}
+        self.fields: set[int] = set()
+        """Row values that are derived from others and outlive the function that computes them."""
+
+    def schedule(self) -> Schedule:
+        reduced = [[self._reduced(i) for i in stage] for stage in self.stages]
+        passes = [self._body(values) for values in reduced]
+        output = self._body(self.program.outputs)
+        needed = self._needed()
+        text = [self._element(), self._row(), self._finish("begin", -1, needed)]
+        for k, body in enumerate(passes):
+            text += [self._pass(f"stage{k}", body, len(reduced[k])), self._finish(f"finish{k}", k, needed)]
+        text.append(self._pass("output", output, len(self.program.outputs)))
+        return Schedule(
+            stages=tuple(
+                Stage(tuple(self._reduction(i, stage) for i in stage), self._in_order(body.inputs))
+                for stage, body in zip(self.stages, passes, strict=True)
+            ),
+            output_inputs=self._in_order(output.inputs),
+            text="\n".join(text),
+        )
+
+    def _reduction(self, index: int, stage: list[int]) -> Reduction:
+        name = self.reduction_names[index]
+        if index in self.pairs:
+            return Reduction(name, Kind.SUM_EXP, anchor=stage.index(self.pairs[index]))
+        return Reduction(name, _KINDS[self.nodes[index].op])
+
+    def _reduced(self, index: int) -> int:
+        """The value that a reduction takes of each element; of an online sum, what its max takes."""
+        return self.nodes[self.pairs.get(index, index)].operands[0]
+
+    def _in_order(self, names: set[str]) -> tuple[str, ...]:
+        return tuple(item.name for item in self.program.inputs if item.name in names)
+
+    # Elements: statements on T, one per value.
+
+    def _body(self, results: Sequence[int]) -> _Body:
+        body, done, pending = _Body(), set[int](), list(results)
+        while pending:
+            i = pending[-1]
+            missing = [] if self._is_inline(i) else [j for j in self._inputs(i) if j not in done]
+            if missing:
+                pending.append(missing[0])
+                continue
+            pending.pop()
+            if i not in done:
+                done.add(i)
+                self._note(i, body)
+                if not self._is_inline(i):
+                    body.lines.append(f"const T t{i} = {self._expression(i, self._element_operand)};")
+        body.lines += [f"value[{k}] = {self._element_operand(i)};" for k, i in enumerate(results)]
+        return body
+
+    def _is_inline(self, i: int) -> bool:
+        """Whether an element expression names node `i` directly rather than by a statement of its own."""
+        return not self.elementwise[i] or self.nodes[i].op == "input"
+
+    def _note(self, i: int, body: _Body) -> None:
+        node = self.nodes[i]
+        if node.op == "input" and self.elementwise[i]:
+            body.inputs.add(str(node.args[0]))
+        elif not self.elementwise[i] and self._is_derived(i):
+            self.fields.add(i)
+
+    def _element_operand(self, i: int) -> str:
+        node = self.nodes[i]
+        if not self.elementwise[i]:
+            return f"ks::splat<T>({self._row_operand(i, None)})"
+        return f"e.{node.args[0]}" if node.op == "input" else f"t{i}"
+
+    # Rows: statements on float, between the passes.
+
+    def _is_derived(self, i: int) -> bool:
+        """Whether node `i` is one value per row that is neither given nor reduced."""
+        return not self.elementwise[i] and self.nodes[i].op not in ("input", "const", "cols", *_KINDS)
+
+    def _needed(self) -> list[int]:
+        """Every derived row value that some field needs; completes `fields` on the way."""
+        needed: set[int] = set()
+        pending = list(self.fields)
+        while pending:
+            i = pending.pop()
+            if i in needed:
+                continue
+            needed.add(i)
+            for j in filter(self._is_derived, self._inputs(i)):
+                pending.append(j)
+                if self.ready[j] < self.ready[i]:
+                    self.fields.add(j)
+        return sorted(needed)
+
+    def _row_operand(self, i: int, stage: int | None) -> str:
+        """How float code names node `i`; `stage` is that of the function it is in, None in a pass."""
+        node = self.nodes[i]
+        if node.op == "const":
+            return float_literal(float(node.args[0]))
+        if node.op == "cols":
+            return "float(COLS)"
+        if node.op == "input":
+            return f"row.{node.args[0]}"
+        if i in self.reduction_names:
+            return f"row.{self.reduction_names[i]}"
+        return f"v{i}" if self.ready[i] == stage else f"row.v{i}"
+
+    def _finish(self, name: str, stage: int, needed: list[int]) -> str:
+        lines = []
+        for i in needed:
+            if self.ready[i] == stage:
+                expression = self._expression(i, lambda j: self._row_operand(j, stage))
+                lines.append(f"const float v{i} = {expression};")
+                if i in self.fields:
+                    lines.append(f"row.v{i} = v{i};")
+        return _function(f"KS_FN void {name}(Row& row)", lines)
+
+    # Text.
+
+    def _inputs(self, i: int) -> tuple[int, ...]:
+        """The operands of node `i`, where a comparison is part of the node that it decides."""
+        expanded: list[int] = []
+        for j in self.nodes[i].operands:
+            expanded.extend(self.nodes[j].operands if self.nodes[j].op in _COMPARISONS else (j,))
+        return tuple(expanded)
+
+    def _expression(self, i: int, operand: _Operand) -> str:
+        node = self.nodes[i]
+        if node.op == "where":
+            test, then, otherwise = node.operands
+            a, b = map(operand, self.nodes[test].operands)
+            return f"({a} {self.nodes[test].op} {b}) ? {operand(then)} : {operand(otherwise)}"
+        args = [operand(j) for j in node.operands]
+        if node.op in _SIGNS:
+            return f"{args[0]} {node.op} {args[1]}"
+        return f"-{args[0]}" if node.op == "neg" else f"ks::{node.op}({', '.join(args)})"
+
+    def _element(self) -> str:
+        fields = [item.name for item in self.program.inputs if item.role is not Role.COLUMN]
+        return "template <class T> struct Element { " + " ".join(f"T {name};" for name in fields) + " };"
+
+    def _row(self) -> str:
+        fields = [item.name for item in self.program.inputs if item.role is Role.COLUMN]
+        fields += self.reduction_names.values()
+        fields += [f"v{i}" for i in sorted(self.fields)]
+        return "struct Row { " + " ".join(f"float {name};" for name in fields or ["unused"]) + " };"
+
+    def _pass(self, name: str, body: _Body, width: int) -> str:
+        arguments = f"const Element<T>& e, const Row& row, T (&value)[{width}]"
+        return _function(f"template <class T> KS_FN void {name}({arguments})", body.lines)
+
+
+def _function(head: str, lines: list[str]) -> str:
+    return "\n".join([f"{head} {{", *(f"    {line}" for line in lines), "}"])
+
+
+def float_literal(value: float) -> str:
+    """The float nearest to `value` as C++: the shortest decimal that reads back the same."""
+    single = _single(value)
+    if math.isnan(single):
+        return "KS_NAN"
+    if math.isinf(single):
+        return "KS_INFINITY" if single > 0 else "-KS_INFINITY"
+    texts = (f"{single:.{digits}g}" for digits in range(1, 10))
+    text = next(text for text in texts if _single(float(text)) == single)
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
+
+
+def _single(value: float) -> float:
+    """`value` rounded to a float, where too large to infinity: what torch does with a scalar operand."""
+    try:
+        (single,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    return float(single)

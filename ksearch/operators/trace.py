@@ -1,0 +1,158 @@
+"""Trace a plain PyTorch function into a Program.
+
+The function runs once, on torch.fx proxies, with its options bound as Python values: no shape, dtype
+or device takes part, so one Program serves them all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+
+from ksearch.errors import TraceError
+from ksearch.operators.graph import Graph, Value, describe
+from ksearch.operators.lowering import lower
+from ksearch.operators.lowering.table import Marker
+from ksearch.operators.program import Input, Program
+from ksearch.types import Option
+
+ADVICE = "or give the op an own template (ksearch.TemplateOp, docs/own-template.md)"
+_TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
+_BUILTIN = str(Path(__file__).with_name("builtin.py"))
+
+
+def trace(function: Callable[..., Any], inputs: Sequence[Input], options: Mapping[str, Option]) -> Program:
+    """What `function` computes of `inputs` with these options.
+
+    Raises TraceError naming the user's file and line, what is not supported there, and what to do instead.
+    """
+    tracer = _Tracer()
+    proxies = [tracer.create_proxy("placeholder", item.name, (), {}) for item in inputs]
+    try:
+        result = function(*proxies, **options)
+    except TraceError:
+        raise
+    except Exception as error:  # noqa: BLE001  (the user's own code, run on tensors it did not expect)
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        _refuse(_raised_at(error) or _defined_at(function), f"it cannot run on traced tensors: {text[0]}")
+    where = _defined_at(function)
+    if isinstance(result, tuple | list | dict):
+        _refuse(where, "it returns more than one output")
+    if not isinstance(result, fx.Proxy):
+        _refuse(where, f"it returns {describe(result)}, not a tensor computed from its inputs")
+    return _lower(tracer.graph, result.node, inputs)
+
+
+def _lower(graph: fx.Graph, output: fx.Node, inputs: Sequence[Input]) -> Program:
+    values: dict[fx.Node, Any] = {}
+    written = Graph(inputs)
+    items = iter(inputs)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = written.input(next(items))
+            continue
+        name = node.target if isinstance(node.target, str) else node.target.__name__
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+        try:
+            if any(arg is Marker.INDICES for arg in args):
+                raise TraceError("the indices of a maximum or minimum are not supported")
+            values[node] = lower(name, _plain(args), _plain(kwargs))
+        except TraceError as error:
+            _refuse(node.meta["where"], str(error))
+    result, where = values[output], output.meta.get("where", "")
+    if not isinstance(result, Value):
+        _refuse(where, f"the result must be a tensor, not {describe(result)}")
+    if not (result.has_rows or result.has_cols):
+        _refuse(where, "the result is the same for every element")
+    if not result.has_cols:
+        _refuse(where, "the result has one value per row: it must have the shape of the first input")
+    if not result.has_rows:
+        _refuse(where, "the result does not depend on any input of the full shape")
+    return written.program(result)
+
+
+def _plain(thing: Any) -> Any:
+    """torch.fx's immutable lists and dicts as Python's own."""
+    if isinstance(thing, dict):
+        return {name: _plain(value) for name, value in thing.items()}
+    if isinstance(thing, list):
+        return [_plain(value) for value in thing]
+    return tuple(map(_plain, thing)) if type(thing) is tuple else thing
+
+
+def _refuse(where: str, what: str) -> NoReturn:
+    raise TraceError(f"{where}: cannot trace this line: {what}; rewrite it, {ADVICE}")
+
+
+class _Tensor(fx.Proxy):
+    """A traced tensor that says no to being changed in place: fx would take `x += 1` for `x = x + 1`."""
+
+    def _changed(self, *_: object) -> NoReturn:
+        _refuse(_called_at(), "a tensor is changed in place")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __setitem__ = _changed
+
+
+class _Tracer(fx.Tracer):
+    """Records the user's file and line with every call, and refuses what depends on values of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = torch.nn.Module()
+        self.graph = fx.Graph(tracer_cls=_Tracer)
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        node.meta["where"] = _called_at()
+        if kind == "call_method" and str(target).endswith("_"):
+            _refuse(node.meta["where"], f"{target} changes a tensor in place")
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor):
+            if a.dim() == 0:
+                return a.item()
+            _refuse(_called_at(), "it uses a tensor that is no parameter of the function: make it an input")
+        return super().create_arg(a)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Tensor(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        _refuse(_called_at(), "it branches on the value of a tensor: write torch.where")
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        _refuse(_called_at(), "it iterates over a tensor")
+
+
+def _is_users(filename: str) -> bool:
+    return filename == _BUILTIN or not filename.startswith((_TORCH, _OWN))
+
+
+def _called_at() -> str:
+    """`file:line` of the innermost frame that is neither PyTorch's nor ours."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not _is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "unknown"
+
+
+def _raised_at(error: Exception) -> str | None:
+    where, trace = None, error.__traceback__
+    while trace is not None:
+        if _is_users(trace.tb_frame.f_code.co_filename):
+            where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return where
+
+
+def _defined_at(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)

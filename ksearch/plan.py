@@ -1,0 +1,112 @@
+"""What is to be tuned and where: everything that can be refused is refused here, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from filelock import FileLock, Timeout
+
+from ksearch import backends, env, families, operators
+from ksearch.backends import Backend
+from ksearch.errors import BadShape, DeviceBusy
+from ksearch.evaluate.messages import Job
+from ksearch.families import Family, Space
+from ksearch.operators import Op
+from ksearch.operators.program import Program
+from ksearch.render import render
+from ksearch.types import (
+    Artifact,
+    Candidate,
+    Config,
+    Option,
+    Source,
+    Target,
+    Workload,
+    canonical_json,
+    digest,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One op on one workload and device, with the family that computes it."""
+
+    op: Op
+    workload: Workload
+    target: Target
+    backend: Backend
+    family: Family
+    program: Program
+
+    @property
+    def space(self) -> Space:
+        return self.family.space(self.program, self.workload, self.target)
+
+    @property
+    def guesses(self) -> list[Config]:
+        return [*self.family.guesses(self.program, self.workload, self.target)]
+
+    def job(self, seed: int) -> Job:
+        return Job(self.op.location, self.workload, self.target, seed)
+
+    def render(self, config: Config) -> Source:
+        """Raises RenderError."""
+        return render(self.op, self.workload, config, self.target)
+
+    def candidate(self, config: Config, artifact: Artifact) -> Candidate:
+        launch = self.family.launch(config, self.program, self.workload, self.target)
+        return Candidate(dict(config), launch, artifact)
+
+    def study_name(self) -> str:
+        """The same space, templates and program give the same name, and so resume; any change starts anew."""
+        space = self.space
+        values = {name: list(choices) for name, choices in space.values.items()}
+        first = next(iter(space), None)
+        text = self.render(first).text if first is not None else ""
+        return f"{self.workload} on {self.target.key} [{digest(canonical_json([values, text]))[:8]}]"
+
+
+def make_plan(
+    op: str, shape: tuple[int, ...], dtype: str, device: str | None, options: Mapping[str, Option]
+) -> Plan:
+    """Raises UsageError and its kind, TraceError, ToolMissing."""
+    found = operators.resolve(op)
+    workload = found.workload(shape, dtype, **options)
+    name, index = backends.parse_device(device)
+    backend = backends.get(name)
+    target = backend.target(index)
+    backend.compiler_id()  # a missing compiler is told now, not by the first candidate
+    program = found.program(**dict(workload.options))
+    _check_memory(workload, program, target)
+    family = families.find(found, name, **dict(workload.options))
+    return Plan(found, workload, target, backend, family, program)
+
+
+def _check_memory(workload: Workload, program: Program, target: Target) -> None:
+    """Inputs, the output and PyTorch's own result must be on the device at once."""
+    needed = program.cost(workload).bytes + workload.numel * workload.itemsize + (1 << 28)
+    if needed > target.memory_bytes:
+        raise BadShape(
+            f"shape {workload.shape_text} in {workload.dtype} needs {needed / 1e9:,.1f} GB for inputs, output "
+            f"and PyTorch's own result, but {target.device} has {target.memory_bytes / 1e9:,.1f} GB: "
+            "choose fewer rows"
+        )
+
+
+@contextmanager
+def device_lock(target: Target) -> Iterator[None]:
+    """One tuner a device: two would spoil each other's times. Raises DeviceBusy."""
+    path = env.cache_dir() / "locks" / f"{target.backend}-{target.index}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        name = target.backend if target.backend == "cpu" else f"{target.backend}:{target.index}"
+        raise DeviceBusy(f"another ksearch is tuning on {name} ({path}); wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,150 @@
+"""The final: race the best few against PyTorch, keep the fastest that is right, with the evidence.
+
+PyTorch itself is always a finalist. Where nothing surely beats it, that is what the record says and
+what the loader runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ksearch import artifacts
+from ksearch.errors import KsearchError
+from ksearch.evaluate.confidence import bootstrap_ci
+from ksearch.evaluate.messages import FinalEntry, Finals
+from ksearch.evaluate.pool import CompilePool
+from ksearch.evaluate.worker import Worker
+from ksearch.plan import Plan
+from ksearch.search import Study, Trial
+from ksearch.store import Store
+from ksearch.types import Candidate, Status, Winner
+
+FINALISTS = 6
+_SUSPICIOUS = 1.05
+"""Faster than the ceiling by this factor is an alarm: the copy was disturbed, or the check was fooled."""
+
+
+def promote(
+    plan: Plan,
+    name: str,
+    study: Study,
+    worker: Worker,
+    pool: CompilePool,
+    store: Store,
+    *,
+    seed: int,
+    budget_s: float,
+) -> Winner:
+    """Check the finalists on the whole workload, race them, and put the winner into the store.
+
+    Those that fail the full check are recorded with what they failed at, and the next best race instead.
+    """
+    waiting = study.best(len(study.trials))
+    while True:
+        racing = _finalists(study, waiting)
+        waiting = [trial for trial in waiting if trial not in racing]
+        candidates = _compiled(plan, racing, pool)
+        finals = worker.finals(candidates, budget_s=budget_s)
+        for trial, entry in zip(racing, finals.entries, strict=True):
+            if entry.outcome.status is not Status.PASSED:
+                trial.outcome = entry.outcome
+                store.record(plan.workload, plan.target, name, trial.number, trial.config, entry.outcome)
+        passed = [entry for entry in finals.entries if entry.outcome.status is Status.PASSED]
+        if passed or not waiting:
+            break
+    passed.sort(key=lambda entry: statistics.median(entry.samples_us))
+    winner = _decide(plan, passed, finals, seed)
+    winner.certificate.update(study=name, trials=len(study.trials), failures=study.failures())
+    artifact = passed[0].candidate.artifact if winner.artifact is not None else None
+    store.promote(
+        winner,
+        source=artifacts.read_source(artifact) if artifact else None,
+        binary=Path(artifact.binary).read_bytes() if artifact else None,
+        log=artifacts.read_log(artifact) if artifact else "",
+        environment=finals.environment,
+    )
+    return winner
+
+
+def _finalists(study: Study, ranked: list[Trial]) -> list[Trial]:
+    """The best few, and the family's first guess: tuned must not be slower than untuned."""
+    chosen = ranked[:FINALISTS]
+    return [*chosen, *(trial for trial in ranked[FINALISTS:] if trial is study.trials[0])]
+
+
+def _compiled(plan: Plan, trials: Sequence[Trial], pool: CompilePool) -> list[Candidate]:
+    """From the cache, or again where they come from an earlier run and the cache was emptied."""
+    pool.completed(wait_for_all=True)
+    for trial in trials:
+        pool.submit(trial.number, plan.render(trial.config))
+    built = {build.tag: build.artifact for build in pool.completed(wait_for_all=True)}
+    candidates = []
+    for trial in trials:
+        artifact = built[trial.number]
+        if artifact is None:
+            raise KsearchError(
+                f"trial {trial.number} compiled before and does not now; has the compiler changed?"
+            )
+        candidates.append(plan.candidate(trial.config, artifact))
+    return candidates
+
+
+def _decide(plan: Plan, ranked: Sequence[FinalEntry], finals: Finals, seed: int) -> Winner:
+    """The fastest finalist if it surely beats PyTorch, else PyTorch."""
+    baseline_us, ceiling_us = statistics.median(finals.baseline_us), statistics.median(finals.ceiling_us)
+    certificate: dict[str, Any] = {
+        "seed": seed,
+        "baseline_samples_us": finals.baseline_us,
+        "ceiling_samples_us": finals.ceiling_us,
+    }
+    kernel: Candidate | None = None
+    time_us = baseline_us
+    if ranked:
+        best = ranked[0]
+        best_us = statistics.median(best.samples_us)
+        low, high = bootstrap_ci(finals.baseline_us, best.samples_us, seed)
+        certificate |= _evidence(best, (low, high), ranked, seed)
+        if ceiling_us > _SUSPICIOUS * best_us:
+            certificate["alarm"] = (
+                f"{ceiling_us / best_us:.2f} times the speed of the ceiling: is the machine quiet?"
+            )
+        if low > 1.0:
+            kernel, time_us = best.candidate, best_us
+    return Winner(
+        workload=plan.workload,
+        target=plan.target,
+        config=kernel.config if kernel else None,
+        launch=kernel.launch if kernel else None,
+        artifact=kernel.artifact.digest if kernel else None,
+        time_us=time_us,
+        baseline_us=baseline_us,
+        ceiling_us=ceiling_us,
+        certificate=certificate,
+    )
+
+
+def _evidence(
+    best: FinalEntry, interval: tuple[float, float], ranked: Sequence[FinalEntry], seed: int
+) -> dict[str, Any]:
+    artifact = best.candidate.artifact
+    facts: dict[str, Any] = {
+        "fastest_config": best.candidate.config,
+        "samples_us": best.samples_us,
+        "spread_us": best.outcome.spread_us,
+        "speedup_ci": list(interval),
+        "error": best.outcome.error,
+        "errors": {
+            regime: {"kernel": error.candidate, "pytorch": error.baseline}
+            for regime, error in best.errors.items()
+        },
+        "registers": artifact.registers,
+        "spill_bytes": artifact.spill_bytes,
+        "source_key": artifact.key,
+    }
+    if len(ranked) > 1:
+        facts["runner_up_config"] = ranked[1].candidate.config
+        facts["over_runner_up_ci"] = list(bootstrap_ci(ranked[1].samples_us, best.samples_us, seed))
+    return facts

@@ -1,0 +1,128 @@
+"""Results as plain dictionaries: the one definition of what `--json` prints.
+
+Numbers that are not finite become null, because JSON has no word for them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ksearch.types import Status, Target, Winner, Workload
+
+if TYPE_CHECKING:
+    from ksearch.doctor import Diagnosis
+    from ksearch.operators import Op
+    from ksearch.store import Evaluation
+    from ksearch.tuner import Report
+
+
+def winner_row(winner: Winner, db: str) -> dict[str, Any]:
+    """One winner, as `ksearch list` shows it."""
+    workload, target = winner.workload, winner.target
+    return {
+        "op": workload.op,
+        "shape": list(workload.shape),
+        "dtype": workload.dtype,
+        "options": dict(workload.options),
+        "device": target.device,
+        "backend": target.backend,
+        "arch": target.arch,
+        "status": winner.status,
+        "time_us": winner.time_us,
+        "baseline_us": winner.baseline_us,
+        "speedup": winner.speedup,
+        "speedup_ci": winner.certificate.get("speedup_ci"),
+        "ceiling_us": winner.ceiling_us,
+        "percent_of_ceiling": winner.percent_of_ceiling,
+        "config": winner.config,
+        "created": winner.created,
+        "db": db,
+    }
+
+
+def tuned_row(report: Report) -> dict[str, Any]:
+    """The result of one tuning run, as `ksearch tune --json` prints it."""
+    return {
+        **winner_row(report.winner, report.db),
+        "trials": report.trials,
+        "failures": report.failures,
+        "first_failures": report.first_failures,
+        "elapsed_s": report.elapsed_s,
+        "phases_s": report.phases_s,
+    }
+
+
+def shown_row(
+    winner: Winner, evaluations: Iterable[Evaluation], source: str | None, db: str
+) -> dict[str, Any]:
+    """One winner with its evidence, as `ksearch show --json` prints it; `source` is a path."""
+    statuses = Counter(evaluation.outcome.status for evaluation in evaluations)
+    return {
+        **winner_row(winner, db),
+        "trials": statuses.total(),
+        "failures": {str(status): n for status, n in statuses.items() if status is not Status.PASSED},
+        "launch": None if winner.launch is None else asdict(winner.launch),
+        "artifact": winner.artifact,
+        "source": source,
+        "certificate": winner.certificate,
+    }
+
+
+def trial_row(evaluation: Evaluation, workload: Workload, target: Target) -> dict[str, Any]:
+    """One evaluated candidate, as `ksearch trials` shows it."""
+    outcome = evaluation.outcome
+    return {
+        "op": workload.op,
+        "shape": list(workload.shape),
+        "dtype": workload.dtype,
+        "device": target.device,
+        "study": evaluation.study,
+        "number": evaluation.number,
+        "status": str(outcome.status),
+        "time_us": outcome.time_us,
+        "spread_us": outcome.spread_us,
+        "error": outcome.error,
+        "message": outcome.message,
+        "config": evaluation.config,
+        "registers": evaluation.registers,
+        "compile_s": evaluation.compile_s,
+    }
+
+
+def op_row(op: Op) -> dict[str, Any]:
+    """One op that can be tuned, as `ksearch ops` shows it."""
+    return {
+        "op": op.name,
+        "family": op.program().family,
+        "inputs": [{"name": item.name, "role": str(item.role)} for item in op.inputs],
+        "options": dict(op.options),
+    }
+
+
+def diagnosis_row(diagnosis: Diagnosis) -> dict[str, Any]:
+    """What `ksearch doctor` found."""
+    return {
+        "can_tune": bool(diagnosis.backends),
+        "backends": list(diagnosis.backends),
+        "findings": [asdict(finding) for finding in diagnosis.findings],
+    }
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON of a row or a list of rows."""
+    return json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,156 @@
+"""What a person reads after tuning, and of one winner: how fast, how sure, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ksearch.report import text
+from ksearch.types import Launch, Winner
+
+if TYPE_CHECKING:
+    from ksearch.tuner import Report
+
+
+def tuned(report: Report, op: str, *, default_db: str) -> RenderableType:
+    """The result of one run; `op` as the user named it, so that the Python lines load it the same way."""
+    winner = report.winner
+    facts = _facts()
+    _add_certainty(facts, winner)
+    facts.add_row("config", Text(text.config(winner.config)))
+    facts.add_row("tried", _tried(report.trials, report.failures))
+    for status, message in report.first_failures.items():
+        facts.add_row("", Text(f"first {status}: {message}"))
+    phases = ", ".join(f"{name} {text.duration(seconds)}" for name, seconds in report.phases_s.items())
+    facts.add_row("took", text.duration(report.elapsed_s) + (f": {phases}" if phases else ""))
+    facts.add_row("stored", Text(report.db))
+    return Group(
+        _heading(winner),
+        "",
+        _comparison(winner),
+        "",
+        facts,
+        "",
+        Text(snippet(winner, op, report.db, default_db)),
+    )
+
+
+def shown(winner: Winner, row: Mapping[str, Any], *, default_db: str) -> RenderableType:
+    """One winner with its evidence; `row` is its `rows.shown_row`."""
+    facts = _facts()
+    _add_certainty(facts, winner)
+    facts.add_row("config", Text(text.config(winner.config)))
+    if winner.launch is not None:
+        facts.add_row("launch", Text(_launch(winner.launch)))
+    if row["source"] is not None:
+        facts.add_row("source", Text(row["source"]))
+    facts.add_row("tried", _tried(row["trials"], row["failures"]))
+    facts.add_row("found", Text(f"{winner.created or 'at an unknown time'}, stored in {row['db']}"))
+    parts: list[RenderableType] = [_heading(winner), "", _comparison(winner), "", facts, ""]
+    if winner.certificate:
+        evidence = _facts()
+        for name, value in sorted(winner.certificate.items()):
+            evidence.add_row(Text(name), Text(_evidence(value)))
+        parts += [Text("certificate", style="bold"), evidence, ""]
+    return Group(*parts, Text(snippet(winner, winner.workload.op, row["db"], default_db)))
+
+
+def one_line(winner: Winner) -> str:
+    """`softmax 2048x4096 float32: 1,240 us, 1.52x PyTorch, 86 % of the ceiling`."""
+    return (
+        f"{winner.workload}: {text.time_us(winner.time_us)} us, {text.times(winner.speedup)} PyTorch, "
+        f"{text.percent(winner.percent_of_ceiling)} of the ceiling"
+        + (" (PyTorch itself)" if winner.config is None else "")
+    )
+
+
+def snippet(winner: Winner, op: str, db: str, default_db: str) -> str:
+    """The lines of Python that load the winner and run it."""
+    workload = winner.workload
+    more = "".join(f", {name}={value!r}" for name, value in workload.options)
+    if db != default_db:
+        more += f", db={db!r}"
+    name = workload.op if workload.op.isidentifier() else "kernel"
+    return (
+        "import ksearch, torch\n"
+        f"{name} = ksearch.load({op!r}, shape={workload.shape!r}, dtype=torch.{workload.dtype}, "
+        f"device={winner.target.backend!r}{more})\n"
+        f"y = {name}(x)"
+    )
+
+
+def _facts() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _heading(winner: Winner) -> Text:
+    heading = Text(str(winner.workload), style="bold")
+    return heading.append(f" on {winner.target.device} ({winner.target.arch})", style="default not bold")
+
+
+def _comparison(winner: Winner) -> Table:
+    """What was found, PyTorch, and the machine's ceiling, side by side."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    table.add_column("")
+    for column in ("us", "times PyTorch", "% of ceiling"):
+        table.add_column(column, justify="right")
+
+    def row(name: str, time_us: float, style: str = "") -> None:
+        table.add_row(
+            name,
+            text.time_us(time_us),
+            text.times(winner.baseline_us / time_us) if time_us else "-",
+            text.percent(100 * winner.ceiling_us / time_us) if time_us else "-",
+            style=style,
+        )
+
+    if winner.config is not None:
+        row("ksearch", winner.time_us, "bold green")
+    row("PyTorch", winner.baseline_us)
+    row("ceiling (copy)", winner.ceiling_us)
+    return table
+
+
+def _add_certainty(facts: Table, winner: Winner) -> None:
+    low, high = winner.certificate.get("speedup_ci") or (None, None)
+    interval = f"{text.times(low)} to {text.times(high)} the speed of PyTorch, with 95 % confidence"
+    if winner.config is None:
+        facts.add_row("result", "nothing found surely beats PyTorch, so PyTorch is what load() will run")
+        if low is not None:
+            facts.add_row("nearest", interval)
+    elif low is not None:
+        facts.add_row("sure", interval)
+    if alarm := winner.certificate.get("alarm"):
+        facts.add_row(Text("alarm", style="bold red"), Text(alarm))
+
+
+def _tried(trials: int, failures: Mapping[str, int]) -> str:
+    failed = sum(failures.values())
+    return f"{trials} candidates, " + (
+        f"{failed} failed: {text.counts(failures)}" if failed else "none failed"
+    )
+
+
+def _launch(launch: Launch) -> str:
+    """Only what differs from the defaults: a CPU kernel has no blocks to speak of."""
+    values = ((field.name, getattr(launch, field.name), field.default) for field in fields(launch))
+    return " ".join(f"{name}={value}" for name, value, default in values if value != default) or "default"
+
+
+def _evidence(value: Any) -> str:
+    """Long samples are counted, not printed: `--json` has them all."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_evidence(item)}" for name, item in value.items())
+    if isinstance(value, list) and len(value) > 4:
+        return f"{len(value)} values"
+    if isinstance(value, list):
+        return " to ".join(_evidence(item) for item in value) if len(value) == 2 else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,47 @@
+"""How numbers and configs are written for people: the same everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ksearch.types import Config
+
+
+def time_us(value: float | None) -> str:
+    """Three or more significant digits; `-` where there is no time."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 100 else f"{value:.2f}"
+
+
+def times(ratio: float | None) -> str:
+    return "-" if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f}x"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """`48.3 s` below a minute, else `12:05` or `1:02:05`."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def config(values: Config | None) -> str:
+    """`block=256 vector=4`; PyTorch where there is none."""
+    if values is None:
+        return "PyTorch"
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def counts(failures: Mapping[str, int]) -> str:
+    """`2 wrong, 1 timeout`, most frequent first."""
+    ordered = sorted(failures.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {status}" for status, n in ordered if n)

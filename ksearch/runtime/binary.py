@@ -1,0 +1,31 @@
+"""Putting a winner's binary where the system's loader can read it: a file named by its content.
+
+The file is always replaced by a rename, never written over: another process may have it mapped.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ksearch import env
+
+
+def place(binary: bytes, digest: str, extension: str) -> Path:
+    """A file in the cache that holds exactly `binary`, whose SHA-256 is `digest`. Raises OSError."""
+    path = env.cache_dir() / "kernels" / f"{digest}.{extension}"
+    try:
+        if path.read_bytes() == binary:
+            return path
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(binary)
+        Path(scratch).replace(path)
+    except OSError:
+        Path(scratch).unlink()
+        raise
+    return path

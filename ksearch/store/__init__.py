@@ -1,0 +1,278 @@
+"""The database of results: what was evaluated, what won, and everything needed to run it again.
+
+One SQLite file, shared with Optuna's own tables. What a method recorded is in the file when it returns,
+even if the process is killed the moment after.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Engine, or_, select
+from sqlalchemy.orm import Session
+
+from ksearch.database import check_current
+from ksearch.errors import StoreError
+from ksearch.store import engine, queries
+from ksearch.store.migrations import migrate, now, version
+from ksearch.store.schema import ArtifactRow, EnvironmentRow, EvaluationRow, TargetRow, WinnerRow, WorkloadRow
+from ksearch.store.values import Evaluation, StoredArtifact
+from ksearch.types import Artifact, Config, Outcome, Target, Winner, Workload, canonical_json, digest
+
+__all__ = ["Evaluation", "Store", "StoredArtifact"]
+
+
+class Store:
+    """An open database; a context manager. Threads may share it; writes are short and one at a time."""
+
+    def __init__(self, path: Path, reader: Engine) -> None:
+        """Use `Store.open`."""
+        self.path = path
+        self._reader = reader
+        self._writer = reader.execution_options(writes=True)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        readonly: bool = False,
+        timeout_s: float = 10.0,
+    ) -> Self:
+        """Open the file, bring an older one up to date, and with `create` make a missing one and its folder.
+
+        Another process that writes is waited for `timeout_s` seconds. Raises StoreError where that cannot
+        be done (not a database, read-only, no folder, full disk, locked), NewerSchema for a newer version.
+        """
+        path = Path(path).expanduser().absolute()
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder, not a database; name a file in it: {path / 'ksearch.db'}")
+        if readonly or not create:
+            _must_exist(path)
+        else:
+            _make_folder(path.parent)
+        store = cls(path, (engine.readable if readonly else engine.writable)(path, timeout_s))
+        try:
+            with engine.clear_errors(path):
+                store._check_version() if readonly else migrate(store._writer)
+        except StoreError:
+            store.close()
+            raise
+        return store
+
+    @property
+    def url(self) -> str:
+        """For Optuna's storage on the same file."""
+        return engine.url(self.path).render_as_string()
+
+    def record(
+        self,
+        workload: Workload,
+        target: Target,
+        study: str,
+        number: int,
+        config: Config,
+        outcome: Outcome,
+        artifact: Artifact | None = None,
+    ) -> None:
+        """Keep what evaluating one candidate gave; the same config again in this study replaces it.
+
+        An artifact that is known from before stays where none is given (a later check of the same binary).
+        Raises StoreError where the file cannot be written (a full disk): nothing of the call is kept then.
+        """
+        config = dict(config)
+        with self._write() as session:
+            identity = {
+                "workload_key": queries.workload_key(session, workload),
+                "target_id": queries.target_id(session, target),
+                "study": study,
+                "config_digest": digest(canonical_json(config))[:32],
+            }
+            row = session.scalar(select(EvaluationRow).filter_by(**identity))
+            if row is None:
+                row = EvaluationRow(**identity, registers=0, spill_bytes=0, compile_s=0.0)
+            row.number = number
+            row.config = config
+            row.status = outcome.status.value
+            row.time_us = outcome.time_us
+            row.spread_us = outcome.spread_us
+            row.repeats = outcome.repeats
+            row.error = outcome.error
+            row.message = outcome.message
+            if artifact is not None:
+                row.artifact_key = artifact.key
+                row.artifact_digest = artifact.digest
+                row.registers = artifact.registers
+                row.spill_bytes = artifact.spill_bytes
+                row.compile_s = artifact.compile_s
+            row.created = now()
+            session.add(row)
+
+    def evaluations(self, workload: Workload, target: Target) -> list[Evaluation]:
+        """Everything recorded for them, in all studies, in the order it was first recorded."""
+        query = (
+            select(EvaluationRow)
+            .join(TargetRow)
+            .where(EvaluationRow.workload_key == workload.key, TargetRow.key == target.key)
+            .order_by(EvaluationRow.id)
+        )
+        with self._read() as session:
+            return [row.value() for row in session.scalars(query)]
+
+    def promote(
+        self,
+        winner: Winner,
+        *,
+        source: str | None,
+        binary: bytes | None,
+        log: str = "",
+        environment: Mapping[str, str],
+    ) -> None:
+        """Put a winner in force; the one before it stays as history. Raises StoreError.
+
+        `source` and `binary` are None exactly where PyTorch won. `environment` holds the versions it was
+        measured under. `winner.created` is set to now where it is empty.
+        """
+        if (winner.artifact is None) != (binary is None) or (binary is None) != (source is None):
+            raise StoreError(f"cannot promote {winner.workload}: a kernel needs both source and binary")
+        if binary is not None and digest(binary) != winner.artifact:
+            raise StoreError(f"cannot promote {winner.workload}: the binary is not the one that was measured")
+        at = now()
+        versions = dict(environment)
+        environment_digest = digest(canonical_json(versions))[:32]
+        with self._write() as session:
+            if binary is not None and source is not None:
+                session.merge(ArtifactRow(digest=winner.artifact, source=source, binary=binary, log=log))
+            session.merge(EnvironmentRow(digest=environment_digest, versions=versions))
+            for older in session.scalars(queries.in_force(winner.workload, winner.target)):
+                older.superseded = at
+            session.flush()  # the older one leaves before the new one enters: one in force at a time
+            session.add(
+                WinnerRow(
+                    workload_key=queries.workload_key(session, winner.workload),
+                    target_id=queries.target_id(session, winner.target),
+                    target_key=winner.target.key,
+                    config=None if winner.config is None else dict(winner.config),
+                    launch=None if winner.launch is None else asdict(winner.launch),
+                    artifact_digest=winner.artifact,
+                    time_us=winner.time_us,
+                    baseline_us=winner.baseline_us,
+                    ceiling_us=winner.ceiling_us,
+                    certificate=winner.certificate,
+                    environment_digest=environment_digest,
+                    created=winner.created or at,
+                )
+            )
+
+    def find(self, workload: Workload, target: Target) -> Winner | None:
+        """The winner in force."""
+        with self._read() as session:
+            row = session.scalar(queries.in_force(workload, target))
+            return row.value() if row else None
+
+    def history(self, workload: Workload, target: Target) -> list[Winner]:
+        """Every winner there was, oldest first; the last is the one in force."""
+        query = (
+            select(WinnerRow)
+            .where(WinnerRow.workload_key == workload.key, WinnerRow.target_key == target.key)
+            .order_by(WinnerRow.id)
+        )
+        with self._read() as session:
+            return [row.value() for row in session.scalars(query)]
+
+    def winners(
+        self, op: str | None = None, dtype: str | None = None, device: str | None = None
+    ) -> list[Winner]:
+        """Those in force, by op, dtype and size; `device` is a backend (`cuda`) or the name of a device."""
+        query = queries.winners().order_by(
+            WorkloadRow.op, WorkloadRow.dtype, WorkloadRow.cols, WorkloadRow.rows, WinnerRow.target_key
+        )
+        if op is not None:
+            query = query.where(WorkloadRow.op == op)
+        if dtype is not None:
+            query = query.where(WorkloadRow.dtype == dtype)
+        if device is not None:
+            query = query.where(or_(TargetRow.backend == device, TargetRow.device == device))
+        with self._read() as session:
+            return [row.value() for row in session.scalars(query)]
+
+    def neighbours(self, workload: Workload, target: Target, limit: int = 3) -> list[Winner]:
+        """Kernels that won for other sizes of the same computation here, nearest first: where to start."""
+        query = queries.winners().where(
+            WorkloadRow.op == workload.op,
+            WorkloadRow.program == workload.program,
+            WorkloadRow.dtype == workload.dtype,
+            WorkloadRow.key != workload.key,
+            WinnerRow.target_key == target.key,
+            WinnerRow.artifact_digest.is_not(None),
+        )
+        with self._read() as session:
+            found = [row.value() for row in session.scalars(query)]
+
+        def distance(winner: Winner) -> tuple[float, float]:
+            other = winner.workload
+            return abs(math.log(other.cols / workload.cols)), abs(math.log(other.rows / workload.rows))
+
+        return sorted(found, key=distance)[:limit]
+
+    def artifact(self, digest: str) -> StoredArtifact | None:
+        """A winner's source, binary and log."""
+        with self._read() as session:
+            row = session.get(ArtifactRow, digest)
+            return StoredArtifact(source=row.source, binary=row.binary, log=row.log) if row else None
+
+    def environment(self, workload: Workload, target: Target) -> dict[str, str]:
+        """The versions under which the winner in force was measured; empty without one."""
+        with self._read() as session:
+            row = session.scalar(queries.in_force(workload, target))
+            return dict(row.environment.versions) if row else {}
+
+    def close(self) -> None:
+        self._reader.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with engine.clear_errors(self.path), Session(self._reader) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with engine.clear_errors(self.path), Session(self._writer) as session, session.begin():
+            yield session
+
+    def _check_version(self) -> None:
+        with self._reader.connect() as connection:
+            check_current(version(connection), self.path)
+
+
+def _must_exist(path: Path) -> None:
+    if not path.exists():
+        raise StoreError(
+            f"no database at {path}; run `ksearch tune`, or name another with --db or KSEARCH_DB"
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot make the folder {folder} for the database: {error.strerror}; "
+            "name another file with --db or KSEARCH_DB"
+        ) from error

@@ -1,0 +1,237 @@
+"""The tables of a ksearch database, as typed SQLAlchemy models: the one definition of its layout.
+
+Optuna keeps its own tables (`studies`, `trials`, ...) in the same file; none of these names meets one
+of its. `ksearch.runtime.lookup` reads `winners` and `artifacts` by plain SQL, without SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary, UniqueConstraint, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from ksearch.store.values import Evaluation
+from ksearch.types import Launch, Option, Outcome, Status, Target, Winner, Workload
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own spelling)
+        int: BigInteger,
+        bytes: LargeBinary,
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+    }
+
+
+class SchemaRow(Base):
+    """One applied migration."""
+
+    __tablename__ = "ksearch_schema"
+
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    applied_at: Mapped[str]
+
+
+class WorkloadRow(Base):
+    __tablename__ = "workloads"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    op: Mapped[str] = mapped_column(index=True)
+    shape: Mapped[str]
+    """`4096x393216`; empty for a shape of no dimensions."""
+    rows: Mapped[int]
+    cols: Mapped[int]
+    dtype: Mapped[str]
+    options: Mapped[list[Any]]
+    """Pairs of name and value, sorted by name."""
+    program: Mapped[str]
+    layout: Mapped[str]
+    policy: Mapped[str]
+    regime: Mapped[str]
+
+    @classmethod
+    def of(cls, workload: Workload) -> WorkloadRow:
+        return cls(
+            key=workload.key,
+            op=workload.op,
+            shape=workload.shape_text,
+            rows=workload.rows,
+            cols=workload.cols,
+            dtype=workload.dtype,
+            options=[list(pair) for pair in workload.options],
+            program=workload.program,
+            layout=workload.layout,
+            policy=workload.policy,
+            regime=workload.regime,
+        )
+
+    def value(self) -> Workload:
+        options: tuple[tuple[str, Option], ...] = tuple((name, option) for name, option in self.options)
+        return Workload(
+            op=self.op,
+            shape=tuple(int(dim) for dim in self.shape.split("x") if dim),
+            dtype=self.dtype,
+            options=options,
+            program=self.program,
+            layout=self.layout,
+            policy=self.policy,
+            regime=self.regime,
+        )
+
+
+class TargetRow(Base):
+    """A device as it was found; several may share a key (two equal GPUs of one host)."""
+
+    __tablename__ = "targets"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    key: Mapped[str] = mapped_column(index=True)
+    backend: Mapped[str]
+    arch: Mapped[str]
+    device: Mapped[str]
+    index: Mapped[int]
+    units: Mapped[int]
+    memory_bytes: Mapped[int]
+    smem_bytes: Mapped[int]
+    cache_bytes: Mapped[int]
+
+    FIELDS = ("backend", "arch", "device", "index", "units", "memory_bytes", "smem_bytes", "cache_bytes")
+    __table_args__ = (UniqueConstraint(*FIELDS),)
+
+    @classmethod
+    def of(cls, target: Target) -> TargetRow:
+        return cls(key=target.key, **cls.fields(target))
+
+    @classmethod
+    def fields(cls, target: Target) -> dict[str, Any]:
+        return {name: getattr(target, name) for name in cls.FIELDS}
+
+    def value(self) -> Target:
+        return Target(**{name: getattr(self, name) for name in self.FIELDS})
+
+
+class EnvironmentRow(Base):
+    """The versions under which winners were promoted, kept once."""
+
+    __tablename__ = "environments"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    versions: Mapped[dict[str, Any]]
+    """ksearch, torch, driver, CUDA, compiler, python, os."""
+
+
+class ArtifactRow(Base):
+    """A winner's binary with the exact source that made it: the database needs no other file."""
+
+    __tablename__ = "artifacts"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    """SHA-256 of `binary`."""
+    source: Mapped[str]
+    binary: Mapped[bytes]
+    log: Mapped[str]
+
+
+class EvaluationRow(Base):
+    """One evaluated candidate; evaluating the same config again in a study replaces it."""
+
+    __tablename__ = "evaluations"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    workload_key: Mapped[str] = mapped_column(ForeignKey("workloads.key"))
+    target_id: Mapped[int] = mapped_column(Integer, ForeignKey("targets.id"))
+    study: Mapped[str]
+    number: Mapped[int]
+    """Of the trial in its Optuna study."""
+    config: Mapped[dict[str, Any]]
+    config_digest: Mapped[str]
+    status: Mapped[str]
+    time_us: Mapped[float | None]
+    spread_us: Mapped[float]
+    repeats: Mapped[int]
+    error: Mapped[float | None]
+    message: Mapped[str]
+    artifact_key: Mapped[str | None]
+    """Folder of the artifact in the cache; null where nothing was compiled."""
+    artifact_digest: Mapped[str | None]
+    """SHA-256 of its binary."""
+    registers: Mapped[int]
+    spill_bytes: Mapped[int]
+    compile_s: Mapped[float]
+    created: Mapped[str]
+
+    __table_args__ = (UniqueConstraint("workload_key", "target_id", "study", "config_digest"),)
+
+    def value(self) -> Evaluation:
+        return Evaluation(
+            study=self.study,
+            number=self.number,
+            config=self.config,
+            outcome=Outcome(
+                status=Status(self.status),
+                time_us=self.time_us,
+                spread_us=self.spread_us,
+                repeats=self.repeats,
+                error=self.error,
+                message=self.message,
+            ),
+            artifact_key=self.artifact_key,
+            artifact_digest=self.artifact_digest,
+            registers=self.registers,
+            spill_bytes=self.spill_bytes,
+            compile_s=self.compile_s,
+            created=self.created,
+        )
+
+
+class WinnerRow(Base):
+    """A promoted answer; the one in force for a (workload, target) is the one not superseded."""
+
+    __tablename__ = "winners"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    workload_key: Mapped[str] = mapped_column(ForeignKey("workloads.key"))
+    target_id: Mapped[int] = mapped_column(Integer, ForeignKey("targets.id"))
+    target_key: Mapped[str]
+    config: Mapped[dict[str, Any] | None]
+    """Null where PyTorch won."""
+    launch: Mapped[dict[str, Any] | None]
+    artifact_digest: Mapped[str | None] = mapped_column(ForeignKey("artifacts.digest"))
+    time_us: Mapped[float]
+    baseline_us: Mapped[float]
+    ceiling_us: Mapped[float]
+    certificate: Mapped[dict[str, Any]]
+    environment_digest: Mapped[str] = mapped_column(ForeignKey("environments.digest"))
+    created: Mapped[str]
+    superseded: Mapped[str | None]
+    """When a newer winner took its place."""
+
+    workload: Mapped[WorkloadRow] = relationship()
+    target: Mapped[TargetRow] = relationship()
+    environment: Mapped[EnvironmentRow] = relationship()
+
+    __table_args__ = (
+        Index(
+            "winner_in_force",
+            "workload_key",
+            "target_key",
+            unique=True,
+            sqlite_where=text("superseded IS NULL"),
+            postgresql_where=text("superseded IS NULL"),
+        ),
+    )
+
+    def value(self) -> Winner:
+        return Winner(
+            workload=self.workload.value(),
+            target=self.target.value(),
+            config=self.config,
+            launch=None if self.launch is None else Launch(**self.launch),
+            artifact=self.artifact_digest,
+            time_us=self.time_us,
+            baseline_us=self.baseline_us,
+            ceiling_us=self.ceiling_us,
+            certificate=self.certificate,
+            created=self.created,
+        )

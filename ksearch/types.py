@@ -1,0 +1,246 @@
+"""The values that travel through ksearch; frozen, torch-free, and each with one meaning.
+
+`Workload` never holds tunables and `Config` never holds a shape: the problem and the choice stay apart.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+ConfigValue: TypeAlias = int | str | bool
+Config: TypeAlias = Mapping[str, ConfigValue]
+"""One point of a space: a plain mapping, because Optuna, Jinja and JSON all speak it."""
+
+Option: TypeAlias = float | int | bool | str
+
+ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Supported dtypes and their sizes in bytes; arithmetic is in float32 for all of them."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(text: str | bytes) -> str:
+    """Content identity: the SHA-256 of the text, in hex."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is to be computed: an op on tensors of one shape and dtype.
+
+    `shape` is that of the op's first input; it is seen as `rows` x `cols`, where `cols` is the last
+    dimension (compiled into the kernel) and `rows` the product of the others (a launch argument).
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    options: tuple[tuple[str, Option], ...] = ()
+    """Keyword options of the op, sorted by name; compiled in."""
+    program: str = ""
+    """Digest of what the op computes, so that an edited op never meets an old kernel."""
+    layout: str = "contiguous"
+    policy: str = "strict"
+    """Numerics policy; `strict`: error no worse than PyTorch's own in this dtype, up to a small factor."""
+    regime: str = "cold"
+    """`cold`: the L2 cache (on a CPU, the last-level cache) does not hold the inputs when timed."""
+
+    @property
+    def cols(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return self.numel // self.cols
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for dim in self.shape:
+            n *= dim
+        return n
+
+    @property
+    def itemsize(self) -> int:
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def key(self) -> str:
+        """Identity in the database: every field counts."""
+        return digest(canonical_json(asdict(self)))[:32]
+
+    @property
+    def shape_text(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    def __str__(self) -> str:
+        options = "".join(f" {name}={value}" for name, value in self.options)
+        return f"{self.op} {self.shape_text} {self.dtype}{options}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where it runs. `key` names the class of machine; the numbers below it bound the search."""
+
+    backend: str
+    arch: str
+    """`sm_90`; on a CPU the instruction set that decides what code may run, such as `x86_64-avx512`."""
+    device: str
+    """Marketing name of the GPU; on a CPU its model and thread count."""
+    index: int = 0
+    units: int = 1
+    """Streaming multiprocessors; on a CPU, threads."""
+    memory_bytes: int = 0
+    smem_bytes: int = 0
+    """Shared memory that one thread block may ask for."""
+    cache_bytes: int = 0
+    """Last-level cache."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.backend}/{self.arch}/{self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a kernel is started, for any number of rows. On the CPU only `threads` counts."""
+
+    work_per_row: int = 1
+    """Units of work in a row: 1 where blocks take rows, `cols` where they take elements."""
+    work_per_block: int = 1
+    """Units of work that one block (one cluster, where `cluster` > 1) does."""
+    block: int = 1
+    """Threads per block."""
+    cluster: int = 1
+    smem_bytes: int = 0
+    """Dynamic shared memory per block."""
+    persistent: bool = False
+    """The grid is cut down to as many clusters as the device holds at once."""
+    threads: int = 1
+    alignment: int = 1
+    """Every pointer must be a multiple of this many bytes; a call that is not goes to PyTorch."""
+
+    def grid(self, rows: int) -> int:
+        """Blocks to start for `rows` rows, before a persistent launch is cut down."""
+        return self.cluster * -(-rows * self.work_per_row // self.work_per_block)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rendered text, complete in itself, and how to compile it."""
+
+    text: str
+    backend: str
+    arch: str
+    options: tuple[str, ...] = ()
+    origin: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
+    """For each line of `text`, the template and line that it came from."""
+
+    def locate(self, line: int) -> str:
+        """`template:line` for a 1-based line of `text`."""
+        if 1 <= line <= len(self.origin):
+            template, number = self.origin[line - 1]
+            return f"{template}:{number}"
+        return f"line {line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A compiled binary on disk beside its source and log, in a folder named by their content."""
+
+    key: str
+    folder: str
+    binary: str
+    """Path of the cubin or shared library."""
+    digest: str
+    """SHA-256 of the binary: equal machine code is measured once."""
+    registers: int = 0
+    spill_bytes: int = 0
+    smem_bytes: int = 0
+    """Static shared memory."""
+    compile_s: float = 0.0
+    """0.0 when it was already on disk."""
+
+
+class Status(enum.StrEnum):
+    """What became of a candidate. A time exists if and only if it is PASSED."""
+
+    PASSED = "passed"
+    INVALID = "invalid"
+    COMPILE_ERROR = "compile_error"
+    COMPILE_TIMEOUT = "compile_timeout"
+    LAUNCH_ERROR = "launch_error"
+    CRASHED = "crashed"
+    TIMEOUT = "timeout"
+    WRONG = "wrong"
+    OUT_OF_BOUNDS = "out_of_bounds"
+    NONDETERMINISTIC = "nondeterministic"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of evaluating one candidate."""
+
+    status: Status
+    time_us: float | None = None
+    """Median of the timed launches."""
+    spread_us: float = 0.0
+    """Half the distance between the quartiles."""
+    repeats: int = 0
+    error: float | None = None
+    """Largest error over all regimes, as a multiple of what the tolerance allows (1.0 = at the limit)."""
+    message: str = ""
+    """One line: why it failed."""
+
+    def __post_init__(self) -> None:
+        if (self.time_us is not None) != (self.status is Status.PASSED):
+            raise ValueError(f"a time exists if and only if the status is PASSED, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A config under evaluation, compiled, not yet trusted."""
+
+    config: dict[str, ConfigValue]
+    launch: Launch
+    artifact: Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The promoted answer for a (workload, target); `config` is None where PyTorch won."""
+
+    workload: Workload
+    target: Target
+    config: dict[str, ConfigValue] | None
+    launch: Launch | None
+    artifact: str | None
+    """Digest of the binary."""
+    time_us: float
+    """Of what runs: the kernel, or PyTorch where PyTorch won."""
+    baseline_us: float
+    ceiling_us: float
+    certificate: dict[str, Any] = field(default_factory=dict)
+    """Evidence: samples, confidence interval, errors, versions, environment."""
+    created: str = ""
+    """UTC, ISO 8601."""
+
+    @property
+    def status(self) -> str:
+        return "baseline" if self.config is None else "winner"
+
+    @property
+    def speedup(self) -> float:
+        return self.baseline_us / self.time_us
+
+    @property
+    def percent_of_ceiling(self) -> float:
+        return 100.0 * self.ceiling_us / self.time_us

@@ -1,0 +1,189 @@
+"""Right and wrong kernels by hand, for both backends, and what the worker must say of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ksearch import backends
+from ksearch.types import Artifact, Candidate, Launch, Source, Status, digest
+
+CPU_PROLOGUE = """
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <limits>
+constexpr int64_t COLS = {cols};
+static inline void softmax_row(const float* x, float* y) {{
+  float m = -std::numeric_limits<float>::infinity();
+  double s = 0;  // one float after the other would lose 1e-6 over 1000 columns
+  for (int64_t i = 0; i < COLS; i++) m = (x[i] > m || x[i] != x[i]) ? x[i] : m;
+  for (int64_t i = 0; i < COLS; i++) s += std::exp(x[i] - m);
+  for (int64_t i = 0; i < COLS; i++) y[i] = std::exp(x[i] - m) / (float)s;
+}}
+extern "C" void ksearch_kernel(const float* in0, float* out0, int64_t rows, int32_t threads) {{
+"""
+
+CPU_SIGMOID = "for (int64_t i = 0; i < rows * COLS; i++) out0[i] = 1.0f / (1.0f + std::exp(-in0[i]));"
+_ROWS = "for (int64_t r = 0; r < rows; r++) softmax_row(in0 + r * COLS, out0 + r * COLS);"
+CPU_SOFTMAX = _ROWS
+
+# name: (body, status, part of the message). Each computes softmax, but for one thing.
+CPU_WRONG = {
+    "zeros": ("std::memset(out0, 0, rows * COLS * 4);", Status.WRONG, "times the allowed|misplaced"),
+    "lost tail": (
+        _ROWS.replace("r < rows", "r < rows - 1"),
+        Status.WRONG,
+        "unwritten",
+    ),
+    "lost last column": (
+        (
+            "std::memset(out0, 0, rows * COLS * 4);"
+            "for (int64_t r = 0; r < rows; r++) { float y[COLS]; softmax_row(in0 + r * COLS, y);"
+            " std::memcpy(out0 + r * COLS, y, (COLS - 1) * 4); }"
+        ),
+        Status.WRONG,
+        "times the allowed|misplaced",
+    ),
+    "no max subtraction": (
+        (
+            "for (int64_t r = 0; r < rows; r++) { const float* x = in0 + r * COLS; float s = 0;"
+            " for (int64_t i = 0; i < COLS; i++) s += std::exp(x[i]);"
+            " for (int64_t i = 0; i < COLS; i++) out0[r * COLS + i] = std::exp(x[i]) / s; }"
+        ),
+        Status.WRONG,
+        "",
+    ),
+    "reads the row before": (_ROWS.replace("in0 + r", "in0 + (r - 1)"), Status.WRONG, ""),
+    "writes past the end": (_ROWS + " out0[rows * COLS] = 0;", Status.OUT_OF_BOUNDS, "outside"),
+    "writes before the start": (_ROWS + " out0[-1] = 0;", Status.OUT_OF_BOUNDS, "outside"),
+    "writes one row too many": (
+        _ROWS + " std::memcpy(out0 + rows * COLS, out0, COLS * 4);",
+        Status.OUT_OF_BOUNDS,
+        "outside",
+    ),
+    "modifies its input": (
+        _ROWS + " const_cast<float*>(in0)[7] += 1;",
+        Status.OUT_OF_BOUNDS,
+        "input modified",
+    ),
+    "swallows NaN": (
+        _ROWS + " for (int64_t i = 0; i < rows * COLS; i++) if (out0[i] != out0[i]) out0[i] = 0;",
+        Status.WRONG,
+        "misplaced",
+    ),
+    "does not write": ("", Status.WRONG, "unwritten"),
+    "writes once": (
+        "static int calls = 0; if (calls++ % 2) return;" + _ROWS,
+        Status.WRONG,
+        "unwritten",
+    ),
+    "random": (
+        _ROWS + " static std::mt19937 g(1); out0[g() % COLS] *= 1 + 1e-6f * (g() % 7 + 1);",
+        Status.NONDETERMINISTIC,
+        "differ",
+    ),
+    "wrong on special values only": (
+        # The sum of a row of -inf alone is NaN; this one makes it uniform, as a guard against 0/0 would.
+        _ROWS
+        + " for (int64_t r = 0; r < rows; r++) if (in0[r * COLS] == -INFINITY && in0[r * COLS + 1] < -1e38f)"
+        " for (int64_t i = 0; i < COLS; i++) out0[r * COLS + i] = 1.0f / COLS;",
+        Status.WRONG,
+        "misplaced.*all -inf",
+    ),
+    "small elements flushed": (
+        _ROWS + " for (int64_t i = 0; i < rows * COLS; i++) if (out0[i] < 1e-9f) out0[i] = 0;",
+        Status.WRONG,
+        "times the allowed",
+    ),
+    "sum in low precision": (
+        (
+            "for (int64_t r = 0; r < rows; r++) { const float* x = in0 + r * COLS; float m = x[0];"
+            " for (int64_t i = 0; i < COLS; i++) m = (x[i] > m || x[i] != x[i]) ? x[i] : m;"
+            " float s = 0; for (int64_t i = 0; i < COLS; i++) { s += std::exp(x[i] - m);"
+            " uint32_t b; std::memcpy(&b, &s, 4); b &= 0xffffff00u; std::memcpy(&s, &b, 4); }"
+            " for (int64_t i = 0; i < COLS; i++) out0[r * COLS + i] = std::exp(x[i] - m) / s; }"
+        ),
+        Status.WRONG,
+        "times the allowed",
+    ),
+    "hangs": ("volatile bool go = true; while (go) {}", Status.TIMEOUT, "did not finish"),
+    "segfaults": ("*(volatile int*)8 = 1;", Status.CRASHED, "SIGSEGV"),
+    "aborts": ("std::abort();", Status.CRASHED, "SIGABRT"),
+    "exits": ("std::_Exit(7);", Status.CRASHED, "exit status 7"),
+}
+
+CUDA_PROLOGUE = """
+constexpr long long COLS = {cols};
+__device__ unsigned int calls = 0;
+extern "C" __global__ void ksearch_kernel(const float* in0, float* out0, long long rows) {{
+  const long long r = blockIdx.x;
+  if (r >= rows || threadIdx.x != 0) return;
+  const float* x = in0 + r * COLS; float* y = out0 + r * COLS;
+  const float inf = __int_as_float(0x7f800000);
+  float m = -inf;
+  double s = 0;
+  for (long long i = 0; i < COLS; i++) m = (x[i] > m || x[i] != x[i]) ? x[i] : m;
+  for (long long i = 0; i < COLS; i++) s += expf(x[i] - m);
+"""
+_CUDA_OUT = "for (long long i = 0; i < COLS; i++) y[i] = expf(x[i] - m) / (float)s; "
+CUDA_SOFTMAX = _CUDA_OUT
+CUDA_WRONG = {
+    "zeros": ("for (long long i = 0; i < COLS; i++) y[i] = 0;", Status.WRONG, ""),
+    "lost tail": ("if (r == rows - 1) return; " + _CUDA_OUT, Status.WRONG, "unwritten"),
+    "no max subtraction": (
+        (
+            "s = 0; for (long long i = 0; i < COLS; i++) s += expf(x[i]);"
+            " for (long long i = 0; i < COLS; i++) y[i] = expf(x[i]) / (float)s;"
+        ),
+        Status.WRONG,
+        "",
+    ),
+    "writes past the end": (
+        _CUDA_OUT + "if (r == 0) out0[rows * COLS] = 0;",
+        Status.OUT_OF_BOUNDS,
+        "outside",
+    ),
+    "writes before the start": (_CUDA_OUT + "if (r == 0) out0[-1] = 0;", Status.OUT_OF_BOUNDS, "outside"),
+    "modifies its input": (
+        _CUDA_OUT + "if (r == 0) const_cast<float*>(in0)[7] += 1;",
+        Status.OUT_OF_BOUNDS,
+        "input modified",
+    ),
+    "swallows NaN": (
+        _CUDA_OUT + "for (long long i = 0; i < COLS; i++) if (y[i] != y[i]) y[i] = 0;",
+        Status.WRONG,
+        "misplaced",
+    ),
+    "does not write": ("", Status.WRONG, "unwritten"),
+    "random": (
+        _CUDA_OUT + "if (r == 0) y[3] *= 1 + 1e-6f * (atomicAdd(&calls, 1) % 7 + 1);",
+        Status.NONDETERMINISTIC,
+        "differ",
+    ),
+    "illegal address": (_CUDA_OUT + "*(volatile float*)8 = s;", Status.CRASHED, ""),
+    "traps": (_CUDA_OUT + 'if (r == 0) asm volatile("trap;");', Status.CRASHED, ""),
+    "hangs": (
+        "volatile float* p = y; while (p[0] != 12345.0f) {}",
+        Status.TIMEOUT,
+        "did not finish",
+    ),
+}
+
+
+def source(body: str, cols: int, arch: str = "") -> Source:
+    """The source of a kernel by its body; for the CPU unless an architecture is given."""
+    prologue = CUDA_PROLOGUE if arch else CPU_PROLOGUE
+    text = prologue.format(cols=cols) + body + "\n}\n"
+    return Source(text, "cuda", arch) if arch else Source(text, "cpu", "native")
+
+
+def build(body: str, cols: int, folder: Path, launch: Launch | None = None, arch: str = "") -> Candidate:
+    backend = backends.get("cuda" if arch else "cpu")
+    compiled = backend.compile(source(body, cols, arch))
+    identity = digest(compiled.binary)
+    binary = folder / f"{identity[:16]}.{backend.extension}"
+    binary.write_bytes(compiled.binary)
+    artifact = Artifact(key=identity, folder=str(folder), binary=str(binary), digest=identity)
+    return Candidate({"body": digest(body)[:8]}, launch or Launch(), artifact)

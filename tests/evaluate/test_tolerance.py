@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ksearch.evaluate import inputs
+from ksearch.evaluate.tolerance import Judgement, Reference, read
+from ksearch.operators.program import Input
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+ROWS, COLS = 19 * 6, 1000
+
+
+def softmax(x: torch.Tensor) -> torch.Tensor:
+    return x.softmax(-1)
+
+
+def values(
+    dtype: torch.dtype, rows: int = ROWS, cols: int = COLS, pointwise: bool = False, seed: int = 3
+) -> torch.Tensor:
+    x = torch.empty(rows, cols, dtype=dtype)
+    parts = inputs.split(rows, cols, flat=False, max_elements=rows * cols)
+    inputs.fill(x, Input("x"), parts, seed, most=inputs.largest(dtype, cols, pointwise=pointwise))
+    return x
+
+
+def judge(function: Function, candidate: Function, dtype: torch.dtype, pointwise: bool = False) -> Judgement:
+    x = values(dtype, pointwise=pointwise)
+    reference = Reference(function, [x], pointwise=pointwise)
+    return read([reference.judge(candidate(x.clone())).tolist()])
+
+
+def is_right(judgement: Judgement) -> bool:
+    return judgement.error <= 1.0
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("function", "other", "pointwise"),
+    [
+        (
+            softmax,
+            lambda x: ((e := (x.float() - x.float().amax(-1, True)).exp()) / e.sum(-1, True)).to(x.dtype),
+            False,
+        ),
+        (torch.sigmoid, lambda x: (1 / (1 + (-x.float()).exp())).to(x.dtype), True),
+        (F.silu, lambda x: (x.float() / (1 + (-x.float()).exp())).to(x.dtype), True),
+        (
+            lambda x: F.layer_norm(x, (x.shape[-1],)),
+            lambda x: (
+                (x.float() - x.float().mean(-1, True))
+                * (x.float().var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
+            ).to(x.dtype),
+            False,
+        ),
+        (torch.exp, lambda x: (x.float() * math.log2(math.e)).double().exp2().to(x.dtype), True),
+        (torch.relu, lambda x: x.clamp(min=0), True),
+    ],
+    ids=["softmax", "sigmoid", "silu", "layer_norm", "exp", "relu"],
+)
+def test_another_right_way_is_right(
+    function: Function, other: Function, pointwise: bool, dtype: torch.dtype
+) -> None:
+    assert is_right(judge(function, function, dtype, pointwise))
+    if function is torch.exp and dtype is torch.float32:
+        return  # x * log2(e) rounded to float32 is off by 40 units at x = 50: PyTorch's is not
+    judgement = judge(function, other, dtype, pointwise)
+    assert is_right(judgement), judgement
+
+
+def test_an_inaccurate_exponential_is_not_right() -> None:
+    wrong = judge(torch.exp, lambda x: (x * math.log2(math.e)).exp2(), torch.float32, pointwise=True)
+    assert not is_right(wrong)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros_like,
+        lambda x: x.exp() / x.exp().sum(-1, True),
+        lambda x: softmax(x).nan_to_num(nan=0.0),
+        lambda x: softmax(torch.cat([x[:, :-1], x[:, :1]], 1)),
+        lambda x: softmax(x) * 1.02,
+        lambda x: softmax(x).roll(1, 0),
+    ],
+    ids=["zeros", "no max", "no NaN", "last column", "two percent", "rows shifted"],
+)
+def test_wrong_is_wrong_in_every_dtype(wrong: Function, dtype: torch.dtype) -> None:
+    assert not is_right(judge(softmax, wrong, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_sums_are_seen_through_the_rounding_of_the_result(dtype: torch.dtype) -> None:
+    """The sum is 0.6 % too small: less than the rounding of a bfloat16 result, which is 0.8 %."""
+
+    def careless(x: torch.Tensor) -> torch.Tensor:
+        e = (x.float() - x.float().amax(-1, True)).exp()
+        return (e / (e.sum(-1, True) * 0.994)).to(x.dtype)
+
+    assert not is_right(judge(softmax, careless, dtype))
+
+
+def test_small_elements_count_beside_large_ones() -> None:
+    assert not is_right(judge(softmax, lambda x: (s := softmax(x)).masked_fill(s < 1e-9, 0.0), torch.float32))
+    # What the hardware flushes to zero (below 1.2e-38) does not.
+    flushed = judge(softmax, lambda x: (s := softmax(x)).masked_fill(s < 1.2e-38, 0.0), torch.float32)
+    assert is_right(flushed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_overflow_of_the_dtype_is_right_either_way(dtype: torch.dtype) -> None:
+    """float64 knows 2 * max; PyTorch says inf. Saturating is neither."""
+    info = torch.finfo(dtype)
+    x = torch.full((19, 8), info.max, dtype=dtype)
+    reference = Reference(lambda t: t * 2, [x], pointwise=True)
+    assert is_right(read([reference.judge(torch.full_like(x, torch.inf)).tolist()]))
+    assert not is_right(read([reference.judge(torch.full_like(x, info.max)).tolist()]))
+    assert not is_right(read([reference.judge(torch.full_like(x, -torch.inf)).tolist()]))
+    assert math.isnan(read([reference.judge(torch.full_like(x, torch.nan)).tolist()]).error)
+
+
+def test_one_element_off_is_found_and_its_row_named() -> None:
+    x = values(torch.float32)
+    reference = Reference(softmax, [x], pointwise=False)
+    for row, kind in [(0, "uniform"), (9, "special:equal"), (57 + 13, "special:zeros")]:
+        result = softmax(x)
+        result[row, 500] *= 1.0001
+        judgement = read([reference.judge(result).tolist()])
+        assert judgement.error > 1
+        assert judgement.kind == kind
+
+
+def test_a_functions_own_float_means_double_in_the_reference() -> None:
+    def upcast(x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        return (wide / wide.square().mean(-1, True, dtype=torch.float32).sqrt()).to(x.dtype)
+
+    x = values(torch.float32)[:1]
+    reference = Reference(upcast, [x], pointwise=False)
+    error = read([reference.judge(upcast(x)).tolist()]).errors["uniform"]
+    assert 0 < error.candidate == error.baseline  # against itself in float32 it would be 0
+
+
+def test_errors_of_parts_are_put_together() -> None:
+    x = values(torch.float32)
+    vectors = []
+    for part in inputs.split(ROWS, COLS, flat=False, max_elements=7 * COLS):
+        block = x[part.first : part.first + part.lines]
+        reference = Reference(softmax, [block], pointwise=False, first_kind=part.first)
+        result = softmax(block)
+        if part.first == 7:
+            result[5, 3] *= 1.5  # row 12 of the whole: uniform
+        vectors.append(reference.judge(result).tolist())
+    whole = read(vectors)
+    assert whole.error > 1
+    assert whole.kind == "uniform"
+    assert set(whole.errors) == set(inputs.REGIMES)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cancellation_does_not_reject_by_luck(seed: int) -> None:
+    """Near x = -0.25 both terms cancel and every relative error is luck; fused multiply-add is as right."""
+    x = values(torch.float32, 1900, pointwise=True, seed=seed)
+    reference = Reference(lambda t: t + 0.5 * t.sigmoid(), [x], pointwise=True)
+    fused = (x.double() + (0.5 * x.sigmoid()).double()).float()
+    assert is_right(read([reference.judge(fused).tolist()]))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ksearch.report import text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3276.4, "3,276"), (1000.0, "1,000"), (731.25, "731.2"), (73.14, "73.14"), (0.5, "0.50"), (None, "-")],
+)
+def test_time(value: float | None, expected: str) -> None:
+    assert text.time_us(value) == expected
+
+
+def test_what_is_not_finite_is_a_dash() -> None:
+    assert text.time_us(math.nan) == text.times(math.inf) == text.percent(math.nan) == "-"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.0, "0.0 s"), (48.31, "48.3 s"), (59.99, "1:00"), (60, "1:00"), (725, "12:05"), (3725, "1:02:05")],
+)
+def test_duration(seconds: float, expected: str) -> None:
+    assert text.duration(seconds) == expected
+
+
+def test_counts_name_the_most_frequent_first_and_leave_zeros_out() -> None:
+    assert text.counts({"wrong": 1, "timeout": 3, "crashed": 0}) == "3 timeout, 1 wrong"
+
+
+def test_a_config_is_its_names_and_values() -> None:
+    assert text.config({"block": 256, "online": True}) == "block=256 online=True"
+    assert text.config(None) == "PyTorch"

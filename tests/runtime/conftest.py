@@ -1,0 +1,97 @@
+"""A backend without a compiler: its binaries are texts that say which value to fill the output with."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from ksearch import backends, env, operators, runtime
+from ksearch.backends import LaunchError
+from ksearch.errors import NoSuchDevice
+from ksearch.store import Store
+from ksearch.types import Launch, Target, Winner, digest
+
+TARGET = Target("cpu", "x86_64-fake", "Fake CPU", units=2)
+
+
+class FakeKernel:
+    def __init__(self, value: float, count: int, backend: FakeBackend) -> None:
+        self.value = value
+        self.count = count
+        self.backend = backend
+
+    def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
+        self.backend.launched.append((pointers, rows, stream))
+        if self.backend.refuse_launch:
+            raise LaunchError("CUDA_ERROR_INVALID_VALUE (1)")
+        (ctypes.c_float * self.count).from_address(pointers[-1])[:] = [self.value] * self.count
+
+    def unload(self) -> None:
+        pass
+
+
+class FakeBackend:
+    name = "cpu"
+    extension = "fake"
+    exclusive = True
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.launched: list[tuple] = []
+        self.refuse_load = False
+        self.refuse_launch = False
+
+    def target(self, index: int = 0) -> Target:
+        return TARGET
+
+    def load(self, binary, launch: Launch, index: int) -> FakeKernel:
+        if self.refuse_load:
+            raise LaunchError("no kernel image is available for execution on the device")
+        text = binary.read_text()
+        self.loaded.append(text)
+        value, count = text.split(" x ")
+        return FakeKernel(float(value), int(count), self)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Stands in for the CPU; there is no GPU."""
+    fake = FakeBackend()
+
+    def get(name: str) -> FakeBackend:
+        if name != "cpu":
+            raise NoSuchDevice(f"no device {name}")
+        return fake
+
+    monkeypatch.setattr(backends, "get", get)
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def _fresh_runtime():
+    runtime.refresh()
+    yield
+    runtime.refresh()
+
+
+def promote(op, shape, value: float | None = 42.0, *, dtype="float32", alignment=4, **options) -> Winner:
+    """Put a kernel that fills its output with `value` in force on the fake target; None: PyTorch won."""
+    workload = operators.get(op).workload(shape, dtype, **options)
+    kernel = value is not None
+    binary = f"{value} x {workload.numel}".encode() if kernel else None
+    winner = Winner(
+        workload=workload,
+        target=TARGET,
+        config={"block": 128} if kernel else None,
+        launch=Launch(alignment=alignment, threads=2) if kernel else None,
+        artifact=digest(binary) if kernel else None,
+        time_us=5.0 if kernel else 10.0,
+        baseline_us=10.0,
+        ceiling_us=4.0,
+        certificate={"confidence": [1.9, 2.1]},
+        created="2026-01-02T03:04:05+00:00",
+    )
+    with Store.open(env.database_path()) as store:
+        store.promote(winner, source="text" if kernel else None, binary=binary, environment={})
+    return winner

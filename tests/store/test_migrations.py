@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from sqlalchemy import Connection, inspect, text
+
+from ksearch import database
+from ksearch.errors import NewerSchema
+from ksearch.store import Store, engine
+from ksearch.store.migrations import STEPS, migrate, version
+
+OPTUNA_TABLES = {
+    "alembic_version",
+    "studies",
+    "study_directions",
+    "study_system_attributes",
+    "study_user_attributes",
+    "trials",
+    "trial_heartbeats",
+    "trial_intermediate_values",
+    "trial_params",
+    "trial_system_attributes",
+    "trial_user_attributes",
+    "trial_values",
+    "version_info",
+}
+
+
+@pytest.fixture
+def writer(tmp_path):
+    opened = engine.writable(tmp_path / "k.db", timeout_s=1.0).execution_options(writes=True)
+    yield opened
+    opened.dispose()
+
+
+def add_note(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE winners ADD COLUMN note TEXT"))
+
+
+def break_down(connection: Connection) -> None:
+    connection.execute(text("CREATE TABLE half_done (x INTEGER)"))
+    raise RuntimeError("power cut")
+
+
+def columns(writer) -> set[str]:
+    return {column["name"] for column in inspect(writer).get_columns("winners")}
+
+
+def test_the_loader_knows_the_number_of_steps():
+    assert len(STEPS) == database.SCHEMA_VERSION
+
+
+def test_a_new_file_gets_every_table_and_a_record_of_it(writer):
+    migrate(writer)
+    tables = set(inspect(writer).get_table_names())
+    expected = {
+        "ksearch_schema",
+        "workloads",
+        "targets",
+        "environments",
+        "artifacts",
+        "evaluations",
+        "winners",
+    }
+    assert tables == expected
+    assert not tables & OPTUNA_TABLES
+    with writer.connect() as connection:
+        assert version(connection) == database.SCHEMA_VERSION
+        applied = connection.execute(text("SELECT version, applied_at FROM ksearch_schema")).all()
+    assert [number for number, _ in applied] == list(range(1, database.SCHEMA_VERSION + 1))
+    assert all(at.startswith("20") for _, at in applied)
+
+
+def test_an_older_file_is_walked_forward_once_and_keeps_its_rows(writer):
+    migrate(writer)
+    with writer.begin() as connection:
+        connection.execute(text("INSERT INTO environments VALUES ('d', '{}')"))
+    assert "note" not in columns(writer)
+    migrate(writer, [*STEPS, add_note])
+    migrate(writer, [*STEPS, add_note])
+    assert "note" in columns(writer)
+    with writer.connect() as connection:
+        assert version(connection) == len(STEPS) + 1
+        assert connection.scalar(text("SELECT count(*) FROM environments")) == 1
+
+
+def test_a_step_that_fails_leaves_the_file_as_it_was(writer):
+    migrate(writer)
+    with pytest.raises(RuntimeError, match="power cut"):
+        migrate(writer, [*STEPS, add_note, break_down])
+    with writer.connect() as connection:
+        assert version(connection) == len(STEPS) + 1, "the step before it holds"
+    assert "half_done" not in inspect(writer).get_table_names()
+
+
+def test_a_newer_file_is_refused(writer, tmp_path):
+    migrate(writer, [*STEPS, add_note])
+    with pytest.raises(NewerSchema, match=r"k\.db was written by a newer ksearch"):
+        migrate(writer)
+
+
+def test_one_winner_in_force_is_a_rule_of_the_database_itself(tmp_path):
+    with Store.open(tmp_path / "k.db"):
+        pass
+    connection = sqlite3.connect(tmp_path / "k.db")
+    row = "NULL, 'w', 1, 't', NULL, NULL, NULL, 1, 1, 1, '{}', 'e', 'now'"
+    connection.execute(f"INSERT INTO winners VALUES ({row}, 'before')")
+    connection.execute(f"INSERT INTO winners VALUES ({row}, NULL)")
+    with pytest.raises(sqlite3.IntegrityError):
+        connection.execute(f"INSERT INTO winners VALUES ({row}, NULL)")
+    connection.close()

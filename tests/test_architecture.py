@@ -1,0 +1,65 @@
+"""The promises about who imports whom, and what importing costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ksearch import operators
+from ksearch.operators import parse_shape
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_imports_point_down_only() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    if not Path(command[0]).exists():
+        pytest.skip("import-linter is not installed here")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("ksearch", {"torch", "optuna", "sqlalchemy", "jinja2", "rich", "numpy"}),
+        ("ksearch.types", {"torch", "optuna", "sqlalchemy", "jinja2"}),
+        ("ksearch.backends.cpu", {"torch", "optuna", "sqlalchemy", "jinja2"}),
+        ("ksearch.backends.cuda", {"torch", "optuna", "sqlalchemy", "jinja2"}),
+        ("ksearch.artifacts", {"torch", "optuna", "sqlalchemy", "jinja2"}),
+        ("ksearch.operators", {"torch"}),
+        ("ksearch.runtime", {"optuna", "sqlalchemy"}),
+    ],
+)
+def test_importing_it_does_not_import(module: str, forbidden: set[str]) -> None:
+    code = f"import sys, {module}; print(*sorted({forbidden!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_every_environment_variable_is_read_in_one_place_and_documented() -> None:
+    text = {path: path.read_text() for path in (ROOT / "ksearch").rglob("*.py")}
+    reading = re.compile(r"(?:environ|getenv).*KSEARCH_")
+    readers = [str(path) for path, code in text.items() if reading.search(code) and path.name != "env.py"]
+    assert readers == []
+    readme = (ROOT / "README.md").read_text()
+    names = re.findall(r'environ\.get\("(KSEARCH_\w+)"', text[ROOT / "ksearch/env.py"])
+    assert names
+    assert [name for name in names if f"`{name}`" not in readme] == []
+
+
+@pytest.mark.parametrize("study", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_study_names_workloads_that_can_be_tuned(study: Path) -> None:
+    content = tomllib.loads(study.read_text())
+    assert content["study"]["name"] == study.stem
+    tunable = [item for item in content["workload"] if "needs" not in item]
+    assert tunable
+    for item in tunable:
+        shape = parse_shape("x".join(map(str, item["shape"])))
+        workload = operators.get(item["op"]).workload(shape, item["dtype"], **item.get("options", {}))
+        assert workload.shape == shape
