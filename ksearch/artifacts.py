@@ -31,11 +31,11 @@ def folder(entry: str) -> Path:
 
 
 def find(entry: str) -> Artifact | None:
-    """The artifact of that key, or None where it is missing or unreadable."""
+    """The artifact of that key, or None where it is missing, unreadable or not what was compiled."""
     try:
         facts = json.loads((folder(entry) / "artifact.json").read_text())
         artifact = Artifact(key=entry, folder=str(folder(entry)), compile_s=0.0, **facts)
-        return artifact if Path(artifact.binary).is_file() else None
+        return artifact if digest(Path(artifact.binary).read_bytes()) == artifact.digest else None
     except (OSError, ValueError, TypeError):
         return None
 

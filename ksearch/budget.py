@@ -38,6 +38,11 @@ class Budget:
         late = self._deadline is not None and time.perf_counter() >= self._deadline
         return late or (self.trials is not None and done >= self.trials)
 
+    def move(self, seconds: float, source: str, destination: str) -> None:
+        """Count a part of one phase as another, once its share is known."""
+        self.phases_s[source] -= seconds
+        self.phases_s[destination] += seconds
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of a block as spent on `name`."""

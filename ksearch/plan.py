@@ -89,8 +89,8 @@ def _check_memory(workload: Workload, program: Program, target: Target) -> None:
     needed = program.cost(workload).bytes + workload.numel * workload.itemsize + (1 << 28)
     if needed > target.memory_bytes:
         raise BadShape(
-            f"shape {workload.shape_text} in {workload.dtype} needs {needed / 1e9:,.1f} GB for inputs, output "
-            f"and PyTorch's own result, but {target.device} has {target.memory_bytes / 1e9:,.1f} GB: "
+            f"shape {workload.shape_text} in {workload.dtype} needs {needed / 1e9:,.1f} GB for inputs, "
+            f"output and PyTorch's own result, but {target.device} has {target.memory_bytes / 1e9:,.1f} GB: "
             "choose fewer rows"
         )
 

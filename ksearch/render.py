@@ -93,24 +93,21 @@ def render_text(
         raise RenderError(f"{error.name}:{error.lineno}: {error.message}") from error
     except (jinja2.TemplateRuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise RenderError(f"{_where(error, template)}: {error}") from error
-    text: list[str] = []
     origin: list[tuple[str, int]] = []
-    last = (template, 1)
-    for line in marked.split("\n"):
-        marks = _MARKED.findall(line)
-        last = (marks[-1][0], int(marks[-1][1])) if marks else last
-        text.append(_MARKED.sub("", line))
-        origin.append(last)
-    return "\n".join(text), tuple(origin)
+    came_from = (template, 1)
+    for line in reversed(marked.split("\n")):  # a value of many lines has its mark at its end
+        if marks := _MARKED.findall(line):
+            came_from = (marks[-1][0], int(marks[-1][1]))
+        origin.append(came_from)
+    return _MARKED.sub("", marked), tuple(reversed(origin))
 
 
 def _where(error: Exception, template: str) -> str:
     """`template:line` of the innermost template frame; Jinja rewrites tracebacks to template lines."""
     where, trace = template, error.__traceback__
     while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if name.endswith(".j2") or "/templates/" in name or "_templates/" in name:
-            where = f"{Path(name).name}:{trace.tb_lineno}"
+        if "__jinja_exception__" in trace.tb_frame.f_globals:
+            where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return where
 

@@ -6,20 +6,21 @@ is ever wasted on either; 300 TPE trials over 80,000 points would otherwise repe
 
 from __future__ import annotations
 
+import bisect
 import random
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import optuna
-import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from ksearch.errors import UsageError
 from ksearch.families.base import Space
-from ksearch.types import Config, ConfigValue, Outcome, Status
+from ksearch.types import Config, ConfigValue, Outcome, Status, canonical_json
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -59,9 +60,8 @@ class Study:
             raise UsageError(f"no sampler {sampler!r}: use {', '.join(SAMPLERS)}")
         self.trials: list[Trial] = []
         self._machine_code: dict[str, Trial] = {}
+        self._space = space
         self._points = _Points(space)
-        if not self._points.configs:
-            raise UsageError("no config of the family's space is valid for this workload on this device")
         everything = sampler == "exhaustive" or (trials is not None and trials >= len(self._points.configs))
         self._tpe = sampler == "tpe" and not everything
         self._order = list(range(len(self._points.configs)))
@@ -171,12 +171,14 @@ class Study:
             study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", load_if_exists=True
             )
-            done = {t.user_attrs.get("number") for t in study.get_trials(deepcopy=False)}
+            # By config: a resumed study counts anew, without those that were asked and never told.
+            done = {canonical_json(t.params) for t in study.get_trials(deepcopy=False)}
+            # All values, not those in use: a rule may change, a choice of Optuna's may not.
             choices: dict[str, BaseDistribution] = {
-                name: CategoricalDistribution(values) for name, values in self._points.values.items()
+                name: CategoricalDistribution(values) for name, values in self._space.values.items()
             }
             for trial in self.trials:
-                if trial.outcome is None or trial.number in done:
+                if trial.outcome is None or canonical_json(trial.config) in done:
                     continue
                 passed = trial.outcome.status is Status.PASSED
                 study.add_trial(
@@ -197,21 +199,23 @@ class Study:
 
 
 class _Points:
-    """The valid set as a matrix, to find the nearest untried config to a proposal in about 1 ms."""
+    """The valid set as columns of ranks, to find the nearest untried config to a proposal in about 1 ms."""
 
     def __init__(self, space: Space) -> None:
         self.configs = list(space)
-        used = {name: {config[name] for config in self.configs} for name in space.values}
-        self.values: dict[str, list[ConfigValue]] = {
-            name: [v for v in values if v in used[name]] for name, values in space.values.items()
-        }
+        if not self.configs:
+            raise UsageError("no config of the family's space is valid for this workload on this device")
+        found: dict[str, dict[ConfigValue, None]] = {name: {} for name in space.values}
+        for config in self.configs:
+            for name, value in config.items():
+                found[name][value] = None
         self._ordered = {
             name: all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-            for name, values in self.values.items()
+            for name, values in found.items()
         }
-        for name, ordered in self._ordered.items():
-            if ordered:
-                self.values[name].sort()
+        self.values: dict[str, list[ConfigValue]] = {
+            name: sorted(values) if self._ordered[name] else list(values) for name, values in found.items()
+        }
         # Ordered parameters go to Optuna as ranks, so that 256 lies between 128 and 512 for the sampler.
         self.distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, len(values) - 1)
@@ -221,14 +225,12 @@ class _Points:
         }
         self._rank = {name: {v: i for i, v in enumerate(values)} for name, values in self.values.items()}
         self._index = {self._ranks(config): i for i, config in enumerate(self.configs)}
-        self._matrix = torch.tensor(list(self._index), dtype=torch.float32).reshape(len(self.configs), -1)
-        self._scale = torch.tensor([max(1.0, len(v) - 1.0) for v in self.values.values()])
-        self._categorical = torch.tensor([not self._ordered[name] for name in self.values])
-        self.taken = torch.zeros(len(self.configs), dtype=torch.bool)
+        self._columns = np.array(list(self._index), dtype=np.intp).reshape(len(self.configs), -1).T.copy()
+        self.taken = np.zeros(len(self.configs), dtype=bool)
         self.left = len(self.configs)
 
     def _ranks(self, config: Config) -> tuple[int, ...]:
-        return tuple(ranks[config[name]] for name, ranks in self._rank.items())
+        return tuple([ranks[config[name]] for name, ranks in self._rank.items()])
 
     def encode(self, config: Config) -> dict[str, ConfigValue]:
         """As Optuna sees it."""
@@ -247,18 +249,15 @@ class _Points:
         """The untried valid config that differs least: a step in an ordered axis is a part of a change."""
         if (exact := self.find(config)) is not None and not self.taken[exact]:
             return exact
-        row = []
-        for name, values in self.values.items():
-            value = config.get(name)
-            if value in self._rank[name]:
-                row.append(float(self._rank[name][value]))
-            elif self._ordered[name] and isinstance(value, int):
-                row.append(float(sum(1 for v in values if int(v) < value)))
+        distance = self.taken * 1e9
+        for (name, values), column in zip(self.values.items(), self._columns, strict=True):
+            wanted = config.get(name)
+            if self._ordered[name] and isinstance(wanted, int):
+                place = bisect.bisect_left(values, wanted)
+                steps = np.abs(np.arange(len(values)) - place) / max(1, len(values) - 1)
             else:
-                row.append(-1.0)
-        difference = (self._matrix - torch.tensor(row)).abs()
-        difference = torch.where(self._categorical, (difference > 0).float(), difference / self._scale)
-        distance = difference.sum(dim=1).masked_fill(self.taken, torch.inf)
+                steps = np.array([float(value != wanted) for value in values])
+            distance += steps[column]
         return int(distance.argmin())
 
     def take(self, index: int) -> None:

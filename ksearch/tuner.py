@@ -99,12 +99,14 @@ def tune(
             for build in builds:
                 trial = study.trials[int(str(build.tag))]
                 outcome = _evaluate(plan, trial, build, worker, study, budget)
-                study.tell(trial, outcome)
-                store.record(
-                    plan.workload, plan.target, name, trial.number, trial.config, outcome, build.artifact
-                )
+                with budget.phase("record"):
+                    study.tell(trial, outcome)
+                    facts = (trial.number, trial.config, outcome, build.artifact)
+                    store.record(plan.workload, plan.target, name, *facts)
                 _show(progress, study, ready, budget, "search")
-                _ask(plan, study, pool, budget)
+                if not plan.backend.exclusive:
+                    _ask(plan, study, pool, budget)
+            _ask(plan, study, pool, budget)  # on a CPU only now: compilers would slow down what is timed
         if interrupted.is_set() and not study.best(1):
             raise KeyboardInterrupt
         _show(progress, study, ready, budget, "final")
@@ -148,8 +150,10 @@ def _evaluate(
     twin = study.twin(trial, f"{candidate.artifact.digest} {candidate.launch}")
     if twin is not None:
         return twin
-    with budget.phase("check and time"):
-        return worker.screen(candidate, study.best_us)
+    with budget.phase("time"):
+        outcome = worker.screen(candidate, study.best_us)
+    budget.move(outcome.check_s, "time", "check")
+    return outcome
 
 
 def _show(

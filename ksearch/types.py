@@ -199,6 +199,8 @@ class Outcome:
     """Largest error over all regimes, as a multiple of what the tolerance allows (1.0 = at the limit)."""
     message: str = ""
     """One line: why it failed."""
+    check_s: float = 0.0
+    """What the check took; the rest of a screening is timing."""
 
     def __post_init__(self) -> None:
         if (self.time_us is not None) != (self.status is Status.PASSED):

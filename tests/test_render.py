@@ -107,7 +107,7 @@ def test_the_name_of_a_template_does_not_matter_for_its_line(folder: Path) -> No
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("ok\n{% for i in x %}\n", r"^main\.j2:2: Unexpected end of template"),
+        ("ok\n{% for i in x %}\n", r"^main\.j2:3: Unexpected end of template.*for"),
         ("ok\n{{ 1 +* 2 }}\n", r"^main\.j2:2: "),
         ("ok\n\n{{ x | no_such }}\n", r"^main\.j2:3: No filter named 'no_such'"),
         ("ok\n{{ 1 // 0 }}\n", r"^main\.j2:2: .*zero"),
@@ -172,7 +172,7 @@ def test_every_line_knows_its_template_line(folder: Path) -> None:
     lines = text.split("\n")
     assert len(lines) == len(origin)
     stated = {i: re.findall(r"(\w+\.j2):(\d+)", line) for i, line in enumerate(lines)}
-    assert sum(map(bool, stated.values())) == 37
+    assert sum(map(bool, stated.values())) == 30
     wrong = {
         line: origin[i]
         for i, line in enumerate(lines)
@@ -297,6 +297,6 @@ def test_a_users_own_folder_comes_before_both(
 
 
 def test_our_headers_can_be_included_by_a_users_template(own: Op, tmp_path: Path) -> None:
-    (tmp_path / "user/shared.hpp").write_text("{% include 'include/math.cuh' %}")
-    source = render(own, own.workload((3, 5)), {"step": 1}, GPU)
-    assert "KS_FN float sigmoid" in source.text
+    (tmp_path / "user/shared.hpp").write_text("{% include 'include/math.hpp' %}")
+    source = render(own, own.workload((3, 5)), {"step": 1}, CPU)
+    assert "namespace ks" in source.text

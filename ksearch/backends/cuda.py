@@ -201,7 +201,7 @@ class CudaKernel:
             check(driver.cuCtxPopCurrent())
 
     def _set_limits(self) -> None:
-        """Shared memory beyond 48 KB (static and dynamic together) and clusters beyond 8 must be asked for."""
+        """Shared memory over 48 KB (static and dynamic together) and clusters over 8 must be asked for."""
         attribute = self._driver.CUfunction_attribute
         if self._launch.smem_bytes:
             check(

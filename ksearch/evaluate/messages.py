@@ -61,6 +61,7 @@ class Finding:
     errors: dict[str, RegimeError] = field(default_factory=dict)
     """By regime."""
     timing: Timing | None = None
+    check_s: float = 0.0
     healthy: bool = True
     """False after a fault that leaves nothing in the process to be trusted."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,9 @@ class Session:
 
         def evaluate(run: Run) -> Finding:
             misaligned = candidate.launch.alignment <= self._problem.dtype.itemsize
+            began = time.perf_counter()
             finding = self._subset.check(run, misaligned=misaligned)
+            finding = replace(finding, check_s=time.perf_counter() - began)
             if finding.status is not Status.PASSED:
                 return finding
             self._problem.fill_for_timing()

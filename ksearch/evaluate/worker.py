@@ -58,8 +58,17 @@ class Worker:
         finding = self._find(("screen", candidate, incumbent_us), self._timeout_s + 300 * self._baseline_s)
         timing = finding.timing
         if timing is None:
-            return Outcome(finding.status, error=finding.error, message=finding.message)
-        return Outcome(finding.status, timing.time_us, timing.spread_us, timing.repeats, finding.error)
+            return Outcome(
+                finding.status, error=finding.error, message=finding.message, check_s=finding.check_s
+            )
+        return Outcome(
+            finding.status,
+            timing.time_us,
+            timing.spread_us,
+            timing.repeats,
+            finding.error,
+            check_s=finding.check_s,
+        )
 
     def finals(self, candidates: Sequence[Candidate], *, budget_s: float) -> Finals:
         """Check each on the whole workload; race those that are right against PyTorch and the ceiling."""

@@ -42,6 +42,7 @@ class RowwiseCuda:
         clusters = CLUSTERS if compute_capability(target.arch) >= CLUSTER_ARCH else (1,)
         bulk = compute_capability(target.arch) >= CLUSTER_ARCH and cols * itemsize % 16 == 0
         reads = max(1, sum(1 for i in program.inputs if i.role is Role.FULL))
+        has_late = reads > len(cached_inputs(program))
         return Space(
             axes={
                 "threads": tuple(
@@ -53,12 +54,14 @@ class RowwiseCuda:
                 "storage": ("registers", "shared", "global") if bulk else ("registers", "global"),
                 "prefetch": (0, 1, 2) if bulk else (0,),
                 "unroll": (1, 2, 4, 8),
-                "min_blocks": (1, 2, 3, 4, 8),
+                "min_blocks": (1, 2, 3, 4),
                 "reduction": ("online", "two_step") if program.can_online else ("two_step",),
                 "math": math_axis(program),
             },
             is_valid=lambda config: is_valid(config, cols, itemsize, reads, target.smem_bytes),
             free={"load": LOADS, "store": STORES},
+            # bulk copies take no cache policy, and only an input that is read at the store has another way
+            matters=lambda config: config["load"] == LOADS[0] or not is_bulk(config) or has_late,
         )
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
@@ -100,13 +103,12 @@ class RowwiseCuda:
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
         reads = len(cached_inputs(program))
-        buffers = int(config["prefetch"]) + (config["storage"] == "shared")
         return Launch(
             work_per_row=1,
             work_per_block=int(config["rows"]),
             block=int(config["threads"]) * int(config["rows"]),
             cluster=int(config["cluster"]),
-            smem_bytes=buffers * reads * buffer_bytes(config, workload.cols, workload.itemsize),
+            smem_bytes=_buffers(config) * reads * buffer_bytes(config, workload.cols, workload.itemsize),
             persistent=int(config["prefetch"]) > 0,
             alignment=int(config["vec"]) * workload.itemsize,
         )
@@ -137,6 +139,11 @@ def must_launder(config: Config, program: Program, workload: Workload) -> bool:
     return workload.itemsize == 2 or words * len(cached_inputs(program)) > 40
 
 
+def is_bulk(config: Config) -> bool:
+    """Whether rows come by bulk copies into shared memory."""
+    return bool(config["prefetch"]) or config["storage"] == "shared"
+
+
 def items(config: Config, cols: int) -> int:
     """Vectors of a row that one thread holds."""
     vec = int(config["vec"])
@@ -154,38 +161,32 @@ def buffer_bytes(config: Config, cols: int, itemsize: int) -> int:
 def is_valid(config: Config, cols: int, itemsize: int, reads: int, smem_limit: int) -> bool:
     """The one statement of the constraints of this family; `reads` is the number of full inputs."""
     threads, rows, cluster, vec = (int(config[name]) for name in ("threads", "rows", "cluster", "vec"))
-    storage, prefetch, min_blocks = config["storage"], int(config["prefetch"]), int(config["min_blocks"])
     block = threads * rows
-    if cols >= 2**31:  # columns are counted in 32 bits
-        return False
-    if block % 32 or block > 1024 or block * min_blocks > THREADS_PER_SM:
+    if block % 32 or block > 1024 or cols >= 2**31:  # columns are counted in 32 bits
         return False
     if (cluster > 1 and (rows > 1 or threads < 128)) or (rows > 1 and threads > 256):
         return False
+    min_blocks, unroll, prefetch = (int(config[name]) for name in ("min_blocks", "unroll", "prefetch"))
+    loops = config["storage"] != "registers"
+    if block * min_blocks > THREADS_PER_SM or (unroll > 1 and not loops):
+        return False
     held = items(config, cols)
-    # Threads without a vector, or with a mostly empty last round, do no work; small rows are exempt.
-    if (held - 1) * threads * cluster * vec >= cols or (
-        held == 1 and threads * cluster * vec >= 2 * cols and threads > 4
-    ):
+    stride = threads * cluster * vec
+    # Threads without a vector do no work: nothing under half of a round, but for the smallest rows.
+    if (held - 1) * stride >= cols or (held == 1 and stride >= 2 * cols and threads > 4):
         return False
-    loops = storage != "registers"
-    if config["unroll"] != 1 and (not loops or int(config["unroll"]) > held):
+    if unroll > held or (held > 64 and threads < 512):  # a loop that long wants more threads
         return False
-    if prefetch or storage == "shared":
-        if storage == "global" or vec * itemsize != 16:
+    if is_bulk(config):
+        if config["storage"] == "global" or vec * itemsize != 16 or _buffers(config) > 2:
             return False
-        if prefetch + (storage == "shared") > 2:
-            return False
-        # 1 KB of every block is reserved; 2 KB more for partials and barriers
-        shared = reads * buffer_bytes(config, cols, itemsize) * (prefetch + (storage == "shared"))
-        if (shared + 3072) * min_blocks > smem_limit + 1024 or shared >= 2**20:
+        # 1 KB of every block is reserved, 2 KB more hold partials and barriers
+        shared = reads * buffer_bytes(config, cols, itemsize) * _buffers(config)
+        if (shared + 3072) * min_blocks > smem_limit + 1024:
             return False
     cap = register_cap(block, min_blocks)
-    if loops:
-        # the vectors of an unrolled round, their floats, and the sums
-        return int(config["unroll"]) * vec * reads + SPARE_REGISTERS <= cap and (
-            storage == "shared" or held > 1
-        )
+    if loops:  # the vectors of an unrolled round, their floats, and the sums
+        return unroll * vec * reads + SPARE_REGISTERS <= cap and (config["storage"] == "shared" or held > 1)
     row_registers = held * max(1, vec * itemsize // 4) * reads
     spare = SPARE_REGISTERS
     if cluster > 1 and prefetch:
@@ -194,3 +195,8 @@ def is_valid(config: Config, cols: int, itemsize: int, reads: int, smem_limit: i
             return False
         spare += 8 if config["math"] == "exact" or row_registers > 128 else 0
     return row_registers + spare <= cap
+
+
+def _buffers(config: Config) -> int:
+    """Rows in shared memory at once: those fetched ahead, and the one at work if it stays there."""
+    return int(config["prefetch"]) + (config["storage"] == "shared")

@@ -149,6 +149,14 @@ KS_FN void launder(Raw<BYTES>& r, u32 zero) {
     for (u32& w : r.word) w += zero;
 }
 
+// For a copy of what is laundered itself later on: by the same sum the two would be shared after all
+// (32 words of bf16 in log_softmax, online: 100 bytes spilled at 64 registers; none with this).
+template <int BYTES>
+KS_FN void launder_copy(Raw<BYTES>& r, u32 zero) {
+#pragma unroll
+    for (u32& w : r.word) w ^= zero;
+}
+
 // ---- shared memory, clusters, barriers, bulk copies (PTX ISA, sections 9.7.8 and 9.7.13) -------------
 KS_FN u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 

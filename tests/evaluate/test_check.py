@@ -223,7 +223,7 @@ def test_too_large_for_the_memory_is_refused_before_allocating() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_whole_check_needs_bounded_memory() -> None:
-    """96 MB in float32: input, output and its copy are 288 MB; float64 of it all would be 200 MB a tensor."""
+    """96 MB in float32: input, output and its copy are 288 MB; in one block the check takes 1600 MB."""
     script = textwrap.dedent("""
         import torch
         from ksearch import backends, operators
@@ -246,4 +246,4 @@ def test_the_whole_check_needs_bounded_memory() -> None:
     output = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=root)
     status, peak_mib = output.split()
     assert status == "passed"
-    assert 250 < int(peak_mib) < 450
+    assert 250 < int(peak_mib) < 700
