@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,40 @@ from ksearch.operators import parse_shape
 from ksearch.tuner import Progress
 
 
+class DeviceMemory(threading.Thread):
+    """Watches the memory in use on the first GPU, by all processes, beyond what was in use before."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(daemon=True)
+        self.highest_bytes = 0
+        self._done = threading.Event()
+        self._watch = device.startswith("cuda")
+
+    def run(self) -> None:
+        import pynvml  # only where there is a GPU
+
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        before = pynvml.nvmlDeviceGetMemoryInfo(gpu).used
+        while not self._done.wait(0.02):
+            used = pynvml.nvmlDeviceGetMemoryInfo(gpu).used - before
+            self.highest_bytes = max(self.highest_bytes, used)
+
+    def __enter__(self) -> DeviceMemory:
+        if self._watch:
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._watch:
+            self.join()
+
+
 def measure(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
     seen: list[tuple[float, Progress]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, DeviceMemory(arguments.device) as memory:
         os.environ["KSEARCH_CACHE_DIR"] = folder
         report = ksearch.tune(
             arguments.op,
@@ -49,6 +80,7 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         "candidates/s, in all": report.trials / report.elapsed_s,
         f"{arguments.reach} of copy_ after s": next(good, None),
         "winner, of copy_": report.winner.ceiling_us / report.winner.time_us,
+        "device memory GB": memory.highest_bytes / 1e9,
         "total s": report.elapsed_s,
         **{f"{name} s": seconds for name, seconds in report.phases_s.items()},
     }
