@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ksearch import backends, env, families, operators
 from ksearch.backends import Backend
-from ksearch.errors import BadShape, DeviceBusy
+from ksearch.errors import BadShape, DeviceBusy, KsearchError
 from ksearch.evaluate.messages import Job
 from ksearch.families import Family, Space
 from ksearch.operators import Op
@@ -64,8 +65,11 @@ class Plan:
         space = self.space
         values = {name: list(choices) for name, choices in space.values.items()}
         first = next(iter(space), None)
-        text = self.render(first).text if first is not None else ""
-        return f"{self.workload} on {self.target.key} [{digest(canonical_json([values, text]))[:8]}]"
+        texts = [self.workload.program, self.render(first).text if first is not None else ""]
+        if self.op.template_op is not None:  # its launch and its template's other branches are in no text
+            file = Path(self.op.location.rpartition(":")[0])
+            texts += [file.read_text(), (file.parent / self.family.template).read_text()]
+        return f"{self.workload} on {self.target.key} [{digest(canonical_json([values, texts]))[:8]}]"
 
 
 def make_plan(
@@ -97,15 +101,20 @@ def _check_memory(workload: Workload, program: Program, target: Target) -> None:
 
 @contextmanager
 def device_lock(target: Target) -> Iterator[None]:
-    """One tuner a device: two would spoil each other's times. Raises DeviceBusy."""
+    """One tuner a device: two would spoil each other's times. Raises DeviceBusy, KsearchError."""
     path = env.cache_dir() / "locks" / f"{target.backend}-{target.index}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         name = target.backend if target.backend == "cpu" else f"{target.backend}:{target.index}"
         raise DeviceBusy(f"another ksearch is tuning on {name} ({path}); wait for it to end") from error
+    except OSError as error:
+        raise KsearchError(
+            f"cannot write into the cache folder: {error.strerror or error} ({path.parent}); "
+            "mend that, or point KSEARCH_CACHE_DIR elsewhere"
+        ) from error
     try:
         yield
     finally:

@@ -80,6 +80,7 @@ class RowwiseCuda:
             threads = min(1024, max(64, 2 ** round(math.log2(per_thread / 4))))
             return [
                 {**base, "threads": threads, "reduction": "two_step"},
+                {**base, "threads": 384, "min_blocks": 2, "reduction": "two_step"},
                 {**base, "threads": threads},
                 {
                     **base,
@@ -95,7 +96,7 @@ class RowwiseCuda:
         threads = min(512, max(128, 2 ** round(math.log2(per_thread / 16 / cluster))))
         return [
             {**base, "threads": 512, "cluster": large, "prefetch": 1},
-            {**base, "threads": 384, "cluster": large, "prefetch": 1, "load": "cs"},
+            {**base, "threads": 384, "cluster": large, "prefetch": 1},
             {**base, "threads": threads, "cluster": cluster},
             {**base, "threads": 512, "cluster": cluster, "prefetch": 1},
             {**base, "threads": 512, "cluster": 16, "storage": "global", "unroll": 4},

@@ -1,0 +1,226 @@
+"""Who wins, and with what evidence; the worker's races are scripted, the rest is real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ksearch import artifacts
+from ksearch.backends.base import Compiled
+from ksearch.errors import KsearchError
+from ksearch.evaluate.messages import FinalEntry, Finals, RegimeError
+from ksearch.evaluate.pool import Build
+from ksearch.families.base import Space
+from ksearch.promotion import FINALISTS, promote
+from ksearch.search import Study
+from ksearch.store import Store
+from ksearch.types import Artifact, Candidate, Config, Launch, Outcome, Source, Status, Target, Winner, Workload
+
+WORKLOAD = Workload("softmax", (64, 256))
+TARGET = Target("cpu", "x86_64", "Test CPU", units=2)
+SPACE = Space({"n": tuple(range(20))}, lambda config: True)
+ROUNDS = 30
+
+
+class Compiler:
+    name, extension, exclusive = "cpu", "so", True
+
+    def compiler_id(self) -> str:
+        return "cc 1"
+
+    def compile(self, source: Source) -> Compiled:
+        return Compiled(f"binary of {source.text}".encode(), "the log", registers=40)
+
+
+@dataclass
+class Plan:
+    workload: Workload = WORKLOAD
+    target: Target = TARGET
+
+    def render(self, config: Config) -> Source:
+        return Source(text=f"// n = {config['n']}", backend="cpu", arch="x86_64")
+
+    def candidate(self, config: Config, artifact: Artifact) -> Candidate:
+        return Candidate(dict(config), Launch(threads=2), artifact)
+
+
+@dataclass
+class Pool:
+    """Compiles at once, but for the sources that do not compile any more."""
+
+    broken: set[int] = field(default_factory=set)
+    builds: list[Build] = field(default_factory=list)
+
+    def submit(self, tag: int, source: Source) -> None:
+        if tag in self.broken:
+            self.builds.append(Build(tag, status=Status.COMPILE_ERROR, message="no"))
+        else:
+            self.builds.append(Build(tag, artifacts.build(Compiler(), source)))  # type: ignore[arg-type]
+
+    def completed(self, wait_for_all: bool = False) -> list[Build]:
+        builds, self.builds = self.builds, []
+        return builds
+
+
+def samples(median_us: float, spread: float = 0.01) -> list[float]:
+    """Rounds of a quiet machine: within one percent of the median."""
+    return [median_us * (1 + spread * ((i * 7) % 11 - 5) / 5) for i in range(ROUNDS)]
+
+
+@dataclass
+class Worker:
+    """Candidate `n` takes times_us[n], 100 + n where that says nothing; `fails` names what the full check finds."""
+
+    times_us: dict[int, float] = field(default_factory=dict)
+    fails: dict[int, Status] = field(default_factory=dict)
+    baseline_us: float = 200.0
+    ceiling_us: float = 80.0
+    spread: float = 0.01
+    races: list[list[int]] = field(default_factory=list)
+
+    def finals(self, candidates: Sequence[Candidate], *, budget_s: float) -> Finals:
+        self.races.append([int(c.config["n"]) for c in candidates])
+        entries = []
+        for candidate in candidates:
+            n = int(candidate.config["n"])
+            if n in self.fails:
+                outcome = Outcome(self.fails[n], message="only whole it shows")
+                entries.append(FinalEntry(candidate, outcome, [], {}))
+                continue
+            time_us = self.times_us.get(n, 100.0 + n)
+            outcome = Outcome(Status.PASSED, time_us, 0.5, ROUNDS, 0.4)
+            errors = {"uniform": RegimeError(1e-7, 2e-7)}
+            entries.append(FinalEntry(candidate, outcome, samples(time_us, self.spread), errors))
+        baseline = samples(self.baseline_us, self.spread)[::-1]
+        return Finals(entries, baseline, samples(self.ceiling_us), {"torch": "2.13.0"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "k.db") as store:
+        yield store
+
+
+def screened(count: int = 10, first: int = 0) -> Study:
+    """A study whose trial n was screened at 100 + n us; the first one asked is config `first`."""
+    study = Study(SPACE, sampler="exhaustive", guesses=[{"n": n} for n in (first, *range(20))])
+    for _ in range(count):
+        trial = study.ask()
+        assert trial is not None
+        study.tell(trial, Outcome(Status.PASSED, time_us=100.0 + int(trial.config["n"])))
+    return study
+
+
+def decide(study: Study, worker: Worker, store: Store, pool: Pool | None = None) -> Winner:
+    winner = promote(
+        Plan(),  # type: ignore[arg-type]
+        "a study",
+        study,
+        worker,  # type: ignore[arg-type]
+        pool or Pool(),  # type: ignore[arg-type]
+        store,
+        seed=1,
+        budget_s=1.0,
+    )
+    found = store.find(WORKLOAD, TARGET)
+    assert found is not None
+    assert (found.config, found.time_us, found.artifact) == (winner.config, winner.time_us, winner.artifact)
+    return found
+
+
+def test_the_fastest_of_the_final_wins_not_the_fastest_of_the_search(store: Store) -> None:
+    worker = Worker(times_us={4: 90.0})
+    winner = decide(screened(), worker, store)
+    assert worker.races == [list(range(FINALISTS))]
+    assert (winner.status, winner.config) == ("winner", {"n": 4})
+    assert winner.time_us == pytest.approx(90, rel=0.01)
+    assert winner.baseline_us == pytest.approx(200, rel=0.01)
+    assert winner.ceiling_us == pytest.approx(80, rel=0.01)
+    assert winner.launch == Launch(threads=2)
+    assert winner.artifact is not None
+    stored = store.artifact(winner.artifact)
+    assert stored is not None
+    assert (stored.source, stored.binary, stored.log) == ("// n = 4", b"binary of // n = 4", "the log")
+    assert store.environment(WORKLOAD, TARGET) == {"torch": "2.13.0"}
+
+
+def test_the_certificate_holds_the_evidence(store: Store) -> None:
+    evidence = decide(screened(), Worker(times_us={4: 90.0}), store).certificate
+    low, high = evidence["speedup_ci"]
+    assert low < 200 / 90 < high
+    assert high - low < 0.1
+    assert evidence["fastest_config"] == {"n": 4}
+    assert evidence["runner_up_config"] == {"n": 0}
+    assert evidence["over_runner_up_ci"] == pytest.approx([100 / 90, 100 / 90])
+    assert [len(evidence[f"{who}samples_us"]) for who in ("", "baseline_", "ceiling_")] == [ROUNDS] * 3
+    assert evidence["errors"] == {"uniform": {"kernel": 1e-7, "pytorch": 2e-7}}
+    assert (evidence["registers"], evidence["error"]) == (40, 0.4)
+    assert (evidence["study"], evidence["trials"], evidence["failures"]) == ("a study", 10, {})
+    assert "alarm" not in evidence
+
+
+def test_the_familys_first_guess_is_a_finalist_however_it_was_screened(store: Store) -> None:
+    worker = Worker()
+    decide(screened(12, first=11), worker, store)
+    assert worker.races == [[*range(FINALISTS), 11]]
+
+
+@pytest.mark.parametrize(
+    ("baseline_us", "spread"), [(90.0, 0.01), (100.0, 0.01), (101.0, 0.5)], ids=["slower", "equal", "unsure"]
+)
+def test_what_does_not_surely_beat_pytorch_is_not_promoted(
+    store: Store, baseline_us: float, spread: float
+) -> None:
+    winner = decide(screened(), Worker(baseline_us=baseline_us, spread=spread), store)
+    assert (winner.status, winner.config, winner.launch, winner.artifact) == ("baseline", None, None, None)
+    assert winner.time_us == winner.baseline_us
+    assert winner.speedup == 1.0
+    assert winner.certificate["fastest_config"] == {"n": 0}, "the evidence is kept all the same"
+    assert winner.certificate["speedup_ci"][0] <= 1.0
+
+
+def test_a_finalist_that_fails_the_full_check_is_recorded_and_does_not_win(store: Store) -> None:
+    study = screened()
+    worker = Worker(fails={0: Status.WRONG, 1: Status.CRASHED})
+    winner = decide(study, worker, store)
+    assert winner.config == {"n": 2}
+    assert len(worker.races) == 1
+    assert study.failures() == winner.certificate["failures"] == {"wrong": 1, "crashed": 1}
+    recorded = {e.config["n"]: e.outcome for e in store.evaluations(WORKLOAD, TARGET)}
+    assert {n: outcome.status for n, outcome in recorded.items()} == {0: Status.WRONG, 1: Status.CRASHED}
+    assert recorded[0].message == "only whole it shows"
+
+
+def test_where_all_finalists_fail_the_next_best_race(store: Store) -> None:
+    worker = Worker(fails=dict.fromkeys(range(FINALISTS), Status.WRONG))
+    assert decide(screened(), worker, store).config == {"n": FINALISTS}
+    assert worker.races == [list(range(FINALISTS)), list(range(FINALISTS, 10))]
+
+
+def test_where_all_fail_pytorch_is_the_record(store: Store) -> None:
+    study = screened()
+    winner = decide(study, Worker(fails=dict.fromkeys(range(20), Status.WRONG)), store)
+    assert winner.status == "baseline"
+    assert study.failures() == {"wrong": 10}
+    assert study.best_us is None
+
+
+def test_where_nothing_was_tried_pytorch_is_the_record(store: Store) -> None:
+    worker = Worker()
+    assert decide(Study(SPACE), worker, store).status == "baseline"
+    assert worker.races == [[]]
+
+
+def test_faster_than_the_ceiling_is_an_alarm(store: Store) -> None:
+    winner = decide(screened(), Worker(times_us={3: 50.0}), store)
+    assert "1.60 times the speed of the ceiling" in winner.certificate["alarm"]
+    assert winner.status == "winner"
+
+
+def test_what_compiled_before_and_does_not_now_is_an_error(store: Store) -> None:
+    with pytest.raises(KsearchError, match="trial 2 compiled before and does not now"):
+        decide(screened(), Worker(), store, Pool(broken={2}))
+    assert store.find(WORKLOAD, TARGET) is None
