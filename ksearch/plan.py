@@ -11,9 +11,10 @@ from filelock import FileLock, Timeout
 
 from ksearch import backends, env, families, operators
 from ksearch.backends import Backend
-from ksearch.errors import BadShape, DeviceBusy, KsearchError
+from ksearch.errors import BadShape, DeviceBusy, KsearchError, NoSuchDevice
 from ksearch.evaluate.messages import Job
 from ksearch.families import Family, Space
+from ksearch.families.cuda import OLDEST_ARCH, compute_capability
 from ksearch.operators import Op
 from ksearch.operators.program import Program
 from ksearch.render import render
@@ -81,11 +82,20 @@ def make_plan(
     name, index = backends.parse_device(device)
     backend = backends.get(name)
     target = backend.target(index)
+    _check_arch(target)
     backend.compiler_id()  # a missing compiler is told now, not by the first candidate
     program = found.program(**dict(workload.options))
     _check_memory(workload, program, target)
     family = families.find(found, name, **dict(workload.options))
     return Plan(found, workload, target, backend, family, program)
+
+
+def _check_arch(target: Target) -> None:
+    if target.backend == "cuda" and compute_capability(target.arch) < OLDEST_ARCH:
+        raise NoSuchDevice(
+            f"{target.device} is {target.arch}; the CUDA templates need sm_{OLDEST_ARCH} or later: "
+            "tune on the CPU with --device cpu"
+        )
 
 
 def _check_memory(workload: Workload, program: Program, target: Target) -> None:

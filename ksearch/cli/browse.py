@@ -69,7 +69,10 @@ def show(
     with Store.open(path, create=False, readonly=True) as store:
         for winner in _winners_of(store, op, shape, dtype, options, device):
             source = _source_file(store, winner)
-            row = rows.shown_row(winner, store.evaluations(winner.workload, winner.target), source, str(path))
+            facts = (winner.workload, winner.target)
+            row = rows.shown_row(
+                winner, store.evaluations(*facts), store.environment(*facts), source, str(path)
+            )
             shown.append(row)
             if as_json:
                 continue

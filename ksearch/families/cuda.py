@@ -11,6 +11,8 @@ from ksearch.types import ConfigValue, Workload
 REGISTERS_PER_SM = 65536
 THREADS_PER_SM = 2048
 MAX_REGISTERS = 255
+OLDEST_ARCH = 80
+"""NaN-propagating max and bfloat16 conversions need sm_80."""
 CLUSTER_ARCH = 90
 """Thread-block clusters and bulk copies need sm_90."""
 

@@ -58,9 +58,16 @@ def tuned_row(report: Report) -> dict[str, Any]:
 
 
 def shown_row(
-    winner: Winner, evaluations: Iterable[Evaluation], source: str | None, db: str
+    winner: Winner,
+    evaluations: Iterable[Evaluation],
+    environment: Mapping[str, str],
+    source: str | None,
+    db: str,
 ) -> dict[str, Any]:
-    """One winner with its evidence, as `ksearch show --json` prints it; `source` is a path."""
+    """One winner with its evidence, as `ksearch show --json` prints it; `source` is a path.
+
+    `environment`: versions, clocks and whatever else the machine said when it was measured.
+    """
     statuses = Counter(evaluation.outcome.status for evaluation in evaluations)
     return {
         **winner_row(winner, db),
@@ -70,6 +77,7 @@ def shown_row(
         "artifact": winner.artifact,
         "source": source,
         "certificate": winner.certificate,
+        "environment": dict(environment),
     }
 
 

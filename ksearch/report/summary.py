@@ -57,6 +57,11 @@ def shown(winner: Winner, row: Mapping[str, Any], *, default_db: str) -> Rendera
         for name, value in sorted(winner.certificate.items()):
             evidence.add_row(Text(name), Text(_evidence(value)))
         parts += [Text("certificate", style="bold"), evidence, ""]
+    if row["environment"]:
+        machine = _facts()
+        for name, value in sorted(row["environment"].items()):
+            machine.add_row(Text(name), Text(value))
+        parts += [Text("measured under", style="bold"), machine, ""]
     return Group(*parts, Text(snippet(winner, winner.workload.op, row["db"], default_db)))
 
 

@@ -40,10 +40,11 @@ def test_a_shown_row_counts_trials_by_status(winner: Winner) -> None:
         evaluation(1, Outcome(Status.WRONG, message="zeros")),
         evaluation(2, Outcome(Status.WRONG, message="zeros")),
     ]
-    row = rows.shown_row(winner, found, "/c/softmax.cpp", "k.db")
+    row = rows.shown_row(winner, found, {"torch": "2.13.0"}, "/c/softmax.cpp", "k.db")
     assert (row["trials"], row["failures"]) == (3, {"wrong": 2})
     assert row["launch"]["threads"] == 2
     assert row["certificate"]["torch"] == "2.13.0"
+    assert row["environment"] == {"torch": "2.13.0"}
 
 
 def test_a_trial_row_of_a_failure_has_no_time(winner: Winner) -> None:
