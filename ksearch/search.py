@@ -10,7 +10,8 @@ import bisect
 import random
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,9 +166,9 @@ class Study:
         """Write the told trials into Optuna's own tables, so that optuna-dashboard opens the file.
 
         Done once at the end: live SQLite storage would cost 20 ms a trial against 0.3 ms in memory.
+        Raises the database's own errors.
         """
-        storage = optuna.storages.RDBStorage(url)
-        try:
+        with _tables(url) as storage:
             study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", load_if_exists=True
             )
@@ -194,8 +195,19 @@ class Study:
                         },
                     )
                 )
+
+
+@contextmanager
+def _tables(url: str) -> Iterator[optuna.storages.RDBStorage]:
+    """Optuna's storage, which wraps some errors of the database and not others: none of them here."""
+    try:
+        storage = optuna.storages.RDBStorage(url)
+        try:
+            yield storage
         finally:
             storage.engine.dispose()
+    except optuna.exceptions.StorageInternalError as error:
+        raise error.__cause__ or error from None
 
 
 class _Points:

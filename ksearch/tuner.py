@@ -17,6 +17,7 @@ from ksearch.plan import Plan, device_lock, make_plan
 from ksearch.promotion import promote
 from ksearch.search import Study, Trial
 from ksearch.store import Store
+from ksearch.store.engine import clear_errors
 from ksearch.types import Option, Outcome, Winner
 
 DEFAULT_TRIALS = {"cuda": 200, "cpu": 50}
@@ -112,7 +113,8 @@ def tune(
         _show(progress, study, ready, budget, "final")
         with budget.phase("final"):
             winner = promote(plan, name, study, worker, pool, store, seed=seed, budget_s=budget.final_s)
-            study.mirror(store.url, name)
+            with clear_errors(path):
+                study.mirror(store.url, name)
         failures, messages = study.failures(), study.first_failures()
         return Report(
             winner, study.done, failures, budget.elapsed_s, str(path), messages, dict(budget.phases_s)

@@ -10,7 +10,7 @@ import pytest
 
 from ksearch import backends, env
 from ksearch.errors import NoSuchDevice
-from ksearch.operators import registry
+from ksearch.operators import registry, user_file
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,7 @@ def _own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     """An op that a test registers is gone after it."""
     registry.names()  # the built-in ones are registered on first use, and must outlive the test
     monkeypatch.setattr(registry, "_ops", dict(registry._ops))
+    monkeypatch.setattr(user_file, "_ran", {})  # so a file whose ops are gone runs again
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -51,7 +51,9 @@ def own(folder: Path, text: str = OWN, template: str = TEMPLATE) -> str:
     return f"{folder / 'mine.py'}:mine"
 
 
-def plan(op: str = "softmax", shape: tuple[int, ...] = (8, 64), dtype: str = "float32", **more: object) -> Plan:
+def plan(
+    op: str = "softmax", shape: tuple[int, ...] = (8, 64), dtype: str = "float32", **more: object
+) -> Plan:
     return make_plan(op, shape, dtype, "cpu", more)  # type: ignore[arg-type]
 
 
@@ -79,7 +81,9 @@ def test_options_reach_the_workload(tmp_path: Path) -> None:
         ({"beta": 1.0}, UsageError, "no option 'beta'"),
     ],
 )
-def test_what_cannot_be_done_is_refused(change: dict[str, object], error: type[KsearchError], says: str) -> None:
+def test_what_cannot_be_done_is_refused(
+    change: dict[str, object], error: type[KsearchError], says: str
+) -> None:
     with pytest.raises(error, match=says) as caught:
         plan(**change)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
@@ -180,7 +184,9 @@ def test_a_process_that_dies_lets_go() -> None:
     )
     root = Path(__file__).parents[1]
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdin=pipe, stdout=pipe, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdin=pipe, stdout=pipe, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(DeviceBusy), device_lock(CPU):

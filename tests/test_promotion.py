@@ -17,7 +17,18 @@ from ksearch.families.base import Space
 from ksearch.promotion import FINALISTS, promote
 from ksearch.search import Study
 from ksearch.store import Store
-from ksearch.types import Artifact, Candidate, Config, Launch, Outcome, Source, Status, Target, Winner, Workload
+from ksearch.types import (
+    Artifact,
+    Candidate,
+    Config,
+    Launch,
+    Outcome,
+    Source,
+    Status,
+    Target,
+    Winner,
+    Workload,
+)
 
 WORKLOAD = Workload("softmax", (64, 256))
 TARGET = Target("cpu", "x86_64", "Test CPU", units=2)
@@ -72,7 +83,7 @@ def samples(median_us: float, spread: float = 0.01) -> list[float]:
 
 @dataclass
 class Worker:
-    """Candidate `n` takes times_us[n], 100 + n where that says nothing; `fails` names what the full check finds."""
+    """Candidate `n` takes times_us[n], else 100 + n us; `fails` names what the full check finds."""
 
     times_us: dict[int, float] = field(default_factory=dict)
     fails: dict[int, Status] = field(default_factory=dict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
@@ -15,17 +14,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 
-from ksearch import cli, env, runtime, tuner
-from ksearch.errors import BadShape, DeviceBusy, KsearchError, RenderError, StoreError, UnknownOp, UsageError
+from ksearch import env, runtime, tuner
+from ksearch.errors import BadShape, DeviceBusy, RenderError, StoreError, UnknownOp, UsageError
 from ksearch.evaluate.pool import CompilePool
 from ksearch.evaluate.worker import Worker
 from ksearch.plan import device_lock, make_plan
-from ksearch.store import Store, engine
+from ksearch.store import Store
 from ksearch.tuner import Progress, Report, tune
-from ksearch.types import Candidate, Launch, Outcome, Status, Winner, Workload, digest
+from ksearch.types import Candidate, Launch, Outcome, Winner, Workload, digest
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (32, 128)
@@ -78,7 +78,7 @@ def test_what_was_tuned_is_recorded_and_runs(screened: list[Candidate], tmp_path
     assert winner.status == ("winner" if winner.certificate["speedup_ci"][0] > 1 else "baseline")
     assert winner.certificate["trials"] == 8
     assert report.elapsed_s > sum(report.phases_s.values()) * 0.9
-    assert {"start", "check and time", "final"} <= set(report.phases_s)
+    assert {"start", "final"} <= set(report.phases_s)
     with Store.open(db) as store:
         found = store.find(winner.workload, winner.target)
         assert found is not None
@@ -89,21 +89,15 @@ def test_what_was_tuned_is_recorded_and_runs(screened: list[Candidate], tmp_path
     assert seen[-1].best_us is not None
     assert seen[-1].trials_total == 8
     assert (seen[0].baseline_us or 0) > 0 < (seen[0].ceiling_us or 0)
+    # what optuna-dashboard would open
+    storage = optuna.storages.RDBStorage(f"sqlite:///{db}")
+    (summary,) = optuna.get_all_study_summaries(storage)
+    storage.engine.dispose()
+    assert (summary.study_name, summary.n_trials) == (winner.certificate["study"], 8)
     # and what a user does with it
     softmax = runtime.load("softmax", shape=SHAPE, device="cpu", db=db)
     x = torch.randn(SHAPE)
     assert torch.allclose(softmax(x), torch.softmax(x, -1), rtol=1e-5, atol=1e-7)
-
-
-def test_optuna_opens_the_same_file() -> None:
-    import optuna
-
-    report = on_cpu("sigmoid", trials=4)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{report.db}")
-    (summary,) = optuna.get_all_study_summaries(storage)
-    storage.engine.dispose()
-    assert summary.n_trials == 4
-    assert summary.study_name == report.winner.certificate["study"]
 
 
 def test_compilers_rest_while_the_cpu_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +199,7 @@ def test_ctrl_c_before_anything_was_measured_says_so() -> None:
     command = [sys.executable, "-m", "ksearch", "tune", "softmax", "--shape", "64x128", "--device", "cpu"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-        wait_for(lambda: (env.cache_dir() / "locks/cpu-0.lock").exists(), process)
+        wait_for((env.cache_dir() / "locks/cpu-0.lock").exists, process)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
@@ -250,16 +244,13 @@ def own(folder: Path, old: str = "", new: str = "") -> str:
     return f"{folder / 'mine.py'}:twice"
 
 
-def test_an_own_template_is_tuned(tmp_path: Path) -> None:
-    """An empty loop body apart, the three configs are the same machine code, which is measured once."""
+def test_an_own_template_is_tuned_and_equal_machine_code_measured_once(
+    tmp_path: Path, screened: list[Candidate]
+) -> None:
+    """`step` stands in a comment alone, so all three configs are one binary."""
     report = on_cpu(own(tmp_path))
-    assert (report.trials, report.failures) == (3, {})
-
-
-def test_equal_machine_code_is_measured_once(tmp_path: Path, screened: list[Candidate]) -> None:
-    report = on_cpu(own(tmp_path), trials=3, jobs=1)
-    assert (report.trials, len(screened)) == (3, 1)
-    assert len(evaluations()) == 3
+    assert (report.trials, report.failures, len(screened)) == (3, {}, 1)
+    assert [status for _, _, status, _ in evaluations()] == ["passed"] * 3
 
 
 def test_one_that_does_not_render_names_variable_and_line(tmp_path: Path) -> None:
@@ -280,13 +271,8 @@ def test_one_that_does_not_compile_is_told_at_its_line_and_pytorch_is_the_record
 
 @pytest.mark.parametrize(
     ("new", "status"),
-    [
-        ("out[i] = 0;", "wrong"),
-        ("if (i + 1 < rows * {{ cols }}) out[i] = x[i] * 2;", "wrong"),
-        ("out[i] = x[i] * 2; out[rows * {{ cols }}] = 1;", "out_of_bounds"),
-        ("*(volatile int*)nullptr = 1;", "crashed"),
-    ],
-    ids=["zeros", "lost tail", "too far", "crash"],
+    [("out[i] = 0;", "wrong"), ("*(volatile int*)nullptr = 1;", "crashed")],
+    ids=["zeros", "crash"],
 )
 def test_a_wrong_one_is_not_promoted(tmp_path: Path, new: str, status: str) -> None:
     report = on_cpu(own(tmp_path, "out[i] = x[i] * 2;", new), trials=1)
@@ -312,7 +298,6 @@ def test_a_slow_one_does_not_replace_pytorch(tmp_path: Path) -> None:
         ("return {", "return 3, {", "Twice.space gives"),
         ("[1, 2, 4]", "[1, 2.5]", "2.5"),
         ("[1, 2, 4]", "[]", "no config"),
-        ("ksearch.Launch(threads=1)", "config['gone']", r"mine\.py:\d+: KeyError"),
         ("ksearch.Launch(threads=1)", "None", "Twice.launch gives None"),
     ],
 )
@@ -363,7 +348,6 @@ def test_a_database_that_cannot_grow_is_one_error_and_keeps_what_it_has(
             with self._reader.connect() as connection:
                 pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
                 connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-                connection.exec_driver_sql("CREATE TABLE filler (x)")
         record(self, *arguments)
 
     monkeypatch.setattr(Store, "record", filling)
@@ -376,15 +360,16 @@ def test_a_database_that_cannot_grow_is_one_error_and_keeps_what_it_has(
     assert on_cpu(trials=kept - 2 + 1).trials == kept - 2 + 1, "and it goes on once there is space"
 
 
-def test_a_full_disk_is_one_line_of_the_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trials", [3, 60], ids=["in the tables of Optuna", "while recording"])
+def test_a_full_disk_is_one_line_of_the_program(tmp_path: Path, trials: int) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mount = f"mount -t tmpfs -o size=400k tmpfs {small}"
+    mount = f"mount -t tmpfs -o size=300k tmpfs {small}"
     unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, mount], check=False).returncode:
         pytest.skip("no small file system can be mounted here")
-    arguments = "-m ksearch tune softmax --shape 32x128 --device cpu --trials 60 --no-progress"
-    command = f"{mount} && {sys.executable} {arguments} --db {small}/k.db"
+    arguments = "-m ksearch tune softmax --shape 32x128 --device cpu --no-progress"
+    command = f"{mount} && {sys.executable} {arguments} --trials {trials} --db {small}/k.db"
     done = subprocess.run([*unshare, command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done
     assert done.stderr.count("\n") == 1, done.stderr

@@ -29,8 +29,9 @@ CLUSTERS = (1, 2, 4, 6, 8, 12, 16)
 """Any size works; 8 is the largest portable one and 16 must be asked for."""
 
 SPARE_REGISTERS = 32
-"""Registers beside the row itself. Compiled over every region of the space, no config that keeps
-row + spare within the cap spills (tests/families/test_cuda_compile.py)."""
+"""Registers that a thread needs beside its part of the row, or beside the vectors of one round of a loop;
+`registers` has the exceptions. Compiled over every region of the space, no config that keeps to
+this spills (tests/families/test_cuda_compile.py)."""
 
 
 class RowwiseCuda:
@@ -39,9 +40,18 @@ class RowwiseCuda:
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
         cols, itemsize = workload.cols, workload.itemsize
-        clusters = CLUSTERS if compute_capability(target.arch) >= CLUSTER_ARCH else (1,)
-        bulk = compute_capability(target.arch) >= CLUSTER_ARCH and cols * itemsize % 16 == 0
+        capability = compute_capability(target.arch)
+        clusters = CLUSTERS if capability >= CLUSTER_ARCH else (1,)
+        bulk = capability >= CLUSTER_ARCH and cols * itemsize % 16 == 0
         reads = max(1, sum(1 for i in program.inputs if i.role is Role.FULL))
+        has_weights = any(i.role is Role.ROW for i in program.inputs)
+
+        def valid(config: Config) -> bool:
+            if not is_valid(config, cols, itemsize, reads, target.smem_bytes):
+                return False
+            cap = register_cap(int(config["threads"]) * int(config["rows"]), int(config["min_blocks"]))
+            return registers(config, cols, itemsize, reads, has_weights, capability) <= cap
+
         has_late = reads > len(cached_inputs(program))
         return Space(
             axes={
@@ -58,7 +68,7 @@ class RowwiseCuda:
                 "reduction": ("online", "two_step") if program.can_online else ("two_step",),
                 "math": math_axis(program),
             },
-            is_valid=lambda config: is_valid(config, cols, itemsize, reads, target.smem_bytes),
+            is_valid=valid,
             free={"load": LOADS, "store": STORES},
             # bulk copies take no cache policy, and only an input that is read at the store has another way
             matters=lambda config: config["load"] == LOADS[0] or not is_bulk(config) or has_late,
@@ -70,7 +80,8 @@ class RowwiseCuda:
         vec = 16 // workload.itemsize
         base: dict[str, ConfigValue] = {
             "rows": 1, "cluster": 1, "vec": vec, "storage": "registers", "prefetch": 0, "unroll": 1,
-            "min_blocks": 1, "reduction": "online", "load": "default", "store": "default", "math": "fast",
+            "min_blocks": 1, "reduction": "online" if program.can_online else "two_step",
+            "load": "default", "store": "default", "math": math_axis(program)[0],
         }  # fmt: skip
         per_thread = max(1, row_bytes // 16)
         if row_bytes <= 4096:  # a warp or less a row, several rows a block
@@ -91,6 +102,8 @@ class RowwiseCuda:
                 },
                 {**base, "threads": max(64, threads // 2), "prefetch": 1},
             ]
+        if compute_capability(target.arch) < CLUSTER_ARCH:
+            return [{**base, "threads": 1024, "storage": "global", "unroll": unroll} for unroll in (4, 2)]
         cluster = next((c for c in CLUSTERS if row_bytes <= c * 131072), 8)
         large = next((c for c in (8, 16) if row_bytes <= c * 196608), 16)
         threads = min(512, max(128, 2 ** round(math.log2(per_thread / 16 / cluster))))
@@ -160,14 +173,14 @@ def buffer_bytes(config: Config, cols: int, itemsize: int) -> int:
 
 
 def is_valid(config: Config, cols: int, itemsize: int, reads: int, smem_limit: int) -> bool:
-    """The one statement of the constraints of this family; `reads` is the number of full inputs."""
+    """The constraints of this family but for registers; `reads` is the number of full inputs."""
     threads, rows, cluster, vec = (int(config[name]) for name in ("threads", "rows", "cluster", "vec"))
     block = threads * rows
     if block % 32 or block > 1024 or cols >= 2**31:  # columns are counted in 32 bits
         return False
     if (cluster > 1 and (rows > 1 or threads < 128)) or (rows > 1 and threads > 256):
         return False
-    min_blocks, unroll, prefetch = (int(config[name]) for name in ("min_blocks", "unroll", "prefetch"))
+    min_blocks, unroll = int(config["min_blocks"]), int(config["unroll"])
     loops = config["storage"] != "registers"
     if block * min_blocks > THREADS_PER_SM or (unroll > 1 and not loops):
         return False
@@ -185,17 +198,40 @@ def is_valid(config: Config, cols: int, itemsize: int, reads: int, smem_limit: i
         shared = reads * buffer_bytes(config, cols, itemsize) * _buffers(config)
         if (shared + 3072) * min_blocks > smem_limit + 1024:
             return False
-    cap = register_cap(block, min_blocks)
-    if loops:  # the vectors of an unrolled round, their floats, and the sums
-        return unroll * vec * reads + SPARE_REGISTERS <= cap and (config["storage"] == "shared" or held > 1)
-    row_registers = held * max(1, vec * itemsize // 4) * reads
+    return held > 1 or config["storage"] != "global"
+
+
+def registers(
+    config: Config, cols: int, itemsize: int, reads: int, has_weights: bool, capability: int
+) -> float:
+    """How many a thread may need, infinite where no number was enough: a kernel that spills is slow.
+
+    The exceptions are what NVRTC 13.0 showed: bytes spilled, with that many registers beside the row.
+    """
+    vec = int(config["vec"])
+    if config["storage"] != "registers":  # the floats of an unrolled round
+        return int(config["unroll"]) * vec * reads + SPARE_REGISTERS
+    held = items(config, cols)
+    row = held * max(1, vec * itemsize // 4) * reads
+    is_narrow = vec * itemsize < 16
     spare = SPARE_REGISTERS
-    if cluster > 1 and prefetch:
-        # a persistent cluster keeps more state; 192 words spilled even at 255 registers
-        if row_registers > 160:
-            return False
-        spare += 8 if config["math"] == "exact" or row_registers > 128 else 0
-    return row_registers + spare <= cap
+    if is_narrow and held >= 32:  # 16 bytes with 54 and 57 vectors; and nobody wants that many narrow loads
+        return math.inf
+    if is_narrow or has_weights or (itemsize < 4 and held >= 32):
+        spare += 16 if held >= 32 else 8  # 4 to 150 bytes with up to 37, 8 with 40 from 32 vectors on
+    if has_weights and row > 64:
+        spare += 32  # 248 bytes with 40 and 88 words
+    if cols % vec:  # masked ends
+        # 588 bytes with 65 and 63 vectors, 520 with 55 and 200 words; on sm_80 24 with 96 and 32 vectors
+        if held > (24 if capability >= CLUSTER_ARCH else 12) or row > 96:
+            return math.inf
+        spare = max(spare, SPARE_REGISTERS + 24)  # 20 bytes with 48
+    if int(config["cluster"]) > 1 and int(config["prefetch"]) > 0:  # a persistent cluster keeps more state
+        # 192 words spilled even at 255 registers, 128 92 bytes with 40; with weights 88 36 bytes with 80
+        if row > (64 if has_weights else 160):
+            return math.inf
+        spare += 40 if has_weights else 8 if config["math"] == "exact" or row >= 128 else 0
+    return row + spare
 
 
 def _buffers(config: Config) -> int:

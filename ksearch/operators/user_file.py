@@ -48,7 +48,7 @@ def run(path: Path) -> None:
         exec(compile(text, path, "exec"), module.__dict__)  # noqa: S102
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         del sys.modules[name]
-        raise UserFileError(_describe(error, path)) from error
+        raise UserFileError(describe(error, path)) from error
     finally:
         sys.path.remove(str(path.parent))
     _ran[path] = text, module
@@ -61,7 +61,8 @@ def _read(path: Path) -> bytes:
         raise UserFileError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _describe(error: BaseException, path: Path) -> str:
+def describe(error: BaseException, path: Path) -> str:
+    """One line for what the code in the file at `path` raised: its own line, kind and text."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
