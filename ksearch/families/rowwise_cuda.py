@@ -214,10 +214,11 @@ def registers(
     held = items(config, cols)
     row = held * max(1, vec * itemsize // 4) * reads
     is_narrow = vec * itemsize < 16
+    is_long = config["math"] == "exact" and config["reduction"] == "online"  # expf twice, each of 8 lanes
     spare = SPARE_REGISTERS
-    if is_narrow and held >= 32:  # 16 bytes with 54 and 57 vectors; and nobody wants that many narrow loads
+    if is_narrow and held >= 24:  # 8 bytes with 51 and 29 vectors; and nobody wants that many narrow loads
         return math.inf
-    if is_narrow or has_weights or (itemsize < 4 and held >= 32):
+    if is_narrow or has_weights or (itemsize < 4 and (is_long or held >= 32)):
         spare += 16 if held >= 32 else 8  # 4 to 150 bytes with up to 37, 8 with 40 from 32 vectors on
     if has_weights and row > 64:
         spare += 32  # 248 bytes with 40 and 88 words
@@ -225,7 +226,7 @@ def registers(
         # 588 bytes with 65 and 63 vectors, 520 with 55 and 200 words; on sm_80 24 with 96 and 32 vectors
         if held > (24 if capability >= CLUSTER_ARCH else 12) or row > 96:
             return math.inf
-        spare = max(spare, SPARE_REGISTERS + 24)  # 20 bytes with 48
+        spare = max(spare, SPARE_REGISTERS + (24 if capability >= CLUSTER_ARCH else 32))  # 20 with 48, 56
     if int(config["cluster"]) > 1 and int(config["prefetch"]) > 0:  # a persistent cluster keeps more state
         # 192 words spilled even at 255 registers, 128 92 bytes with 40; with weights 88 36 bytes with 80
         if row > (64 if has_weights else 160):
