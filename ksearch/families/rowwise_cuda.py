@@ -209,8 +209,8 @@ def registers(
     The exceptions are what NVRTC 13.0 showed: bytes spilled, with that many registers beside the row.
     """
     vec = int(config["vec"])
-    if config["storage"] != "registers":  # the floats of an unrolled round
-        return int(config["unroll"]) * vec * reads + SPARE_REGISTERS
+    if config["storage"] != "registers":  # the floats of an unrolled round; masked ends spilled 16 bytes
+        return int(config["unroll"]) * vec * reads + SPARE_REGISTERS + (8 if cols % vec else 0)
     held = items(config, cols)
     row = held * max(1, vec * itemsize // 4) * reads
     is_narrow = vec * itemsize < 16
@@ -228,8 +228,8 @@ def registers(
             return math.inf
         spare = max(spare, SPARE_REGISTERS + (24 if capability >= CLUSTER_ARCH else 32))  # 20 with 48, 56
     if int(config["cluster"]) > 1 and int(config["prefetch"]) > 0:  # a persistent cluster keeps more state
-        # 192 words spilled even at 255 registers, 128 92 bytes with 40; with weights 88 36 bytes with 80
-        if row > (64 if has_weights else 160):
+        # 192 words spilled even at 255 registers, 128 92 bytes with 40; with weights 64 52 bytes with 104
+        if row > (48 if has_weights else 160):
             return math.inf
         spare += 40 if has_weights else 8 if config["math"] == "exact" or row >= 128 else 0
     return row + spare
