@@ -226,7 +226,8 @@ def registers(
         # 588 bytes with 65 and 63 vectors, 520 with 55 and 200 words; on sm_80 24 with 96 and 32 vectors
         if held > (24 if capability >= CLUSTER_ARCH else 12) or row > 96:
             return math.inf
-        spare = max(spare, SPARE_REGISTERS + (24 if capability >= CLUSTER_ARCH else 32))  # 20 with 48, 56
+        # 20 bytes with 48; on sm_80 8 with 64
+        spare = max(spare, SPARE_REGISTERS + (24 if capability >= CLUSTER_ARCH else 40))
     if int(config["cluster"]) > 1 and int(config["prefetch"]) > 0:  # a persistent cluster keeps more state
         # 192 words spilled even at 255 registers, 128 92 bytes with 40; with weights 64 52 bytes with 104
         if row > (48 if has_weights else 160):
