@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def _decide(plan: Plan, ranked: Sequence[FinalEntry], finals: Finals, seed: int)
         baseline_us=baseline_us,
         ceiling_us=ceiling_us,
         certificate=certificate,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

@@ -42,7 +42,7 @@ def load(
     there is none; no `db` is KSEARCH_DB or the user's database. Raises UsageError (UnknownOp, BadShape,
     UnsupportedDtype, NoSuchDevice) where the question itself is wrong.
     """
-    resolved = operators.resolve(op) if isinstance(op, str) else op
+    resolved = operators.resolve(op)
     sizes = operators.parse_shape(shape) if isinstance(shape, str) else tuple(shape)
     workload = resolved.workload(sizes, str(dtype).removeprefix("torch."), **options)
     backend, index = _device(device)
