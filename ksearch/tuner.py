@@ -113,8 +113,8 @@ def tune(
         _show(progress, study, ready, budget, "final")
         with budget.phase("final"):
             winner = promote(plan, name, study, worker, pool, store, seed=seed, budget_s=budget.final_s)
-            with clear_errors(path):
-                study.mirror(store.url, name)
+        with budget.phase("mirror"), clear_errors(path):
+            study.mirror(store.url, name)
         failures, messages = study.failures(), study.first_failures()
         return Report(
             winner, study.done, failures, budget.elapsed_s, str(path), messages, dict(budget.phases_s)
