@@ -165,7 +165,7 @@ class Study:
     def mirror(self, url: str, name: str) -> None:
         """Write the told trials into Optuna's own tables, so that optuna-dashboard opens the file.
 
-        Done once at the end: live SQLite storage would cost 20 ms a trial against 0.3 ms in memory.
+        Done once at the end, 13 ms a trial: live, the search would wait for that at every step.
         Raises the database's own errors.
         """
         with _tables(url) as storage:

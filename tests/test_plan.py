@@ -23,25 +23,8 @@ from ksearch.errors import (
 from ksearch.plan import Plan, device_lock, make_plan
 from ksearch.render import template_folder
 from ksearch.types import Target
+from tests.own_op import OWN
 
-OWN = """\
-import ksearch
-
-@ksearch.op
-class Mine(ksearch.TemplateOp):
-    name = "mine"
-    options = {"alpha": 2.0}
-    templates = {"cpu": "mine.cpp"}
-
-    def reference(self, x, *, alpha):
-        return alpha * x
-
-    def space(self, workload, target):
-        return {"step": [1, 2]}
-
-    def launch(self, config, workload, target):
-        return ksearch.Launch(threads=1)
-"""
 TEMPLATE = "void {{ entry }}() {}\n{% if step == 2 %}\n// two\n{% endif %}\n"
 
 

@@ -11,6 +11,7 @@ from ksearch.errors import CompileError, RenderError
 from ksearch.operators import Op
 from ksearch.render import render, render_text, search_path, template_folder
 from ksearch.types import Source, Target
+from tests.own_op import OWN
 
 CPU = Target("cpu", "x86_64-avx2", "a CPU", units=2, memory_bytes=8 << 30)
 GPU = Target("cuda", "sm_90", "H100", units=132, memory_bytes=80 << 30, smem_bytes=232448)
@@ -245,29 +246,6 @@ def test_ksearch_templates_win_over_ours(tmp_path: Path, monkeypatch: pytest.Mon
     assert search_path(op) == (str(tmp_path), str(template_folder()))
     assert source_of("sigmoid", CPU).text == "// mine, of 4096 columns\n"
     assert "Rowwise" in source_of("softmax", GPU).text, "what is not there is still taken from ours"
-
-
-OWN = """\
-import ksearch
-
-@ksearch.op
-class Mine(ksearch.TemplateOp):
-    name = "mine"
-    options = {"alpha": 2.0}
-    templates = {"cpu": "mine.cpp"}
-
-    def reference(self, x, *, alpha):
-        return alpha * x
-
-    def space(self, workload, target):
-        return {"step": [1, 2]}
-
-    def launch(self, config, workload, target):
-        return ksearch.Launch()
-
-    def variables(self, config, workload, target):
-        return {"extra": config["step"] + 1}
-"""
 
 
 @pytest.fixture

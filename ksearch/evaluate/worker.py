@@ -57,16 +57,13 @@ class Worker:
         # The check alone runs it a dozen times, and one that is 20 times slower is worth knowing.
         finding = self._find(("screen", candidate, incumbent_us), self._timeout_s + 300 * self._baseline_s)
         timing = finding.timing
-        if timing is None:
-            return Outcome(
-                finding.status, error=finding.error, message=finding.message, check_s=finding.check_s
-            )
         return Outcome(
             finding.status,
-            timing.time_us,
-            timing.spread_us,
-            timing.repeats,
-            finding.error,
+            time_us=timing.time_us if timing else None,
+            spread_us=timing.spread_us if timing else 0.0,
+            repeats=timing.repeats if timing else 0,
+            error=finding.error,
+            message=finding.message,
             check_s=finding.check_s,
         )
 

@@ -16,7 +16,7 @@ class Space:
     """The allowed values of each parameter, and which combinations are valid.
 
     `axes` decide validity; `free` axes (cache policies) combine with every valid point, which keeps the
-    enumeration of a product of 10^6 points under half a second.
+    enumeration of a product of 2 10^6 points at 0.6 s (rowwise, 8192 columns).
     """
 
     axes: Mapping[str, Sequence[ConfigValue]]

@@ -1,8 +1,8 @@
 """Rows reduced and mapped on a GPU: softmax, norms, and whatever traces to that shape.
 
 One space covers several rows a warp, a block or a cluster a row, persistent grids that prefetch, and a
-loop for rows that fit nowhere. `research`: QuACK's cluster reductions and the online softmax of
-Milakov and Gimelshein (arXiv 1805.02867).
+loop for rows that fit nowhere. After QuACK's reductions over clusters and the online softmax of Milakov
+and Gimelshein (arXiv 1805.02867).
 """
 
 from __future__ import annotations

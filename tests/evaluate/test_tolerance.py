@@ -172,3 +172,38 @@ def test_cancellation_does_not_reject_by_luck(seed: int) -> None:
     reference = Reference(lambda t: t + 0.5 * t.sigmoid(), [x], pointwise=True)
     fused = (x.double() + (0.5 * x.sigmoid()).double()).float()
     assert is_right(read([reference.judge(fused).tolist()]))
+
+
+def test_cancellation_after_a_reduction_does_not_reject_by_luck() -> None:
+    """Where weight * x and bias cancel, one rounding of either is any factor of what is left."""
+    generator = torch.Generator().manual_seed(5)
+    x = values(torch.float32)
+    weight, bias = (torch.randn(COLS, generator=generator) for _ in range(2))
+
+    def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (COLS,), weight, bias)
+
+    blocks = [x, weight, bias]
+    reference = Reference(norm, blocks, pointwise=False)
+    right = norm(*blocks)
+    # One ulp of the terms on the smallest element of each row: far more than 4 times PyTorch's error there.
+    nudged = right.clone()
+    smallest = right.abs().nan_to_num(torch.inf).argmin(1, keepdim=True)
+    nudged.scatter_add_(1, smallest, bias[smallest] * 2.0**-23)
+    assert is_right(read([reference.judge(nudged).tolist()]))
+    nudged.scatter_add_(1, smallest, bias[smallest] * 1e-3)
+    assert not is_right(read([reference.judge(nudged).tolist()]))
+
+
+def test_where_pytorch_overflows_the_best_possible_result_is_right() -> None:
+    """Squares of 1e-5 are 0 in float16, and PyTorch divides by them; arithmetic in float32 need not."""
+
+    def l2norm(x: torch.Tensor) -> torch.Tensor:
+        return x / (x * x).sum(-1, keepdim=True).sqrt()
+
+    x = torch.full((19, 100), 7.6e-6, dtype=torch.float16)
+    assert l2norm(x).isinf().all()
+    reference = Reference(l2norm, [x], pointwise=False)
+    assert is_right(read([reference.judge(l2norm(x.double()).half()).tolist()]))
+    assert is_right(read([reference.judge(l2norm(x)).tolist()]))
+    assert not is_right(read([reference.judge(0.99 * l2norm(x.double()).half()).tolist()]))
