@@ -99,12 +99,13 @@ def _check_arch(target: Target) -> None:
 
 
 def _check_memory(workload: Workload, program: Program, target: Target) -> None:
-    """Inputs, the output and PyTorch's own result must be on the device at once."""
-    needed = program.cost(workload).bytes + workload.numel * workload.itemsize + (1 << 28)
+    """Inputs, outputs and PyTorch's own results must be on the device at once."""
+    results = len(program.outputs) * workload.numel * workload.itemsize
+    needed = program.cost(workload).bytes + results + (1 << 28)
     if needed > target.memory_bytes:
         raise BadShape(
             f"shape {workload.shape_text} in {workload.dtype} needs {needed / 1e9:,.1f} GB for inputs, "
-            f"output and PyTorch's own result, but {target.device} has {target.memory_bytes / 1e9:,.1f} GB: "
+            f"outputs and PyTorch's results, but {target.device} has {target.memory_bytes / 1e9:,.1f} GB: "
             "choose fewer rows"
         )
 

@@ -47,6 +47,8 @@ class Part:
         """This part of an input of that role, in the shape that the op's function is called with."""
         if role is Role.ROW:
             return tensor.view(-1)
+        if role is Role.SCALAR:
+            return tensor.view(())
         if role is Role.COLUMN:
             return tensor.view(-1, 1)[self.first : self.first + self.lines]
         span = slice(self.offset, self.offset + self.lines * self.width)

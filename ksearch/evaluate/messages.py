@@ -44,7 +44,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class RegimeError:
-    """Largest error of one regime, relative to the largest value of its row: the kernel's, PyTorch's."""
+    """Largest error of one regime, relative to the largest value of its row: the kernel's, PyTorch's.
+
+    Of several outputs, that of the one where the kernel's is largest.
+    """
 
     candidate: float
     baseline: float
@@ -57,7 +60,7 @@ class Finding:
     status: Status
     message: str = ""
     error: float | None = None
-    """Largest error as a multiple of what is allowed."""
+    """Largest error, of all outputs, as a multiple of what is allowed."""
     errors: dict[str, RegimeError] = field(default_factory=dict)
     """By regime."""
     timing: Timing | None = None

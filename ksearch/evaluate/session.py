@@ -99,13 +99,14 @@ class Session:
     def _run(self, kernel: Kernel) -> Run:
         stream = torch.cuda.current_stream().cuda_stream if self._is_cuda else 0
 
-        def run(tensors: Sequence[Guarded], output: Guarded) -> None:
-            kernel((*(tensor.pointer for tensor in tensors), output.pointer), output.values.shape[0], stream)
+        def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+            pointers = tuple(tensor.pointer for tensor in (*tensors, *outputs))
+            kernel(pointers, outputs[0].values.shape[0], stream)
 
         return run
 
     def _call(self, run: Run) -> timing.Call:
-        return lambda: run(self._problem.inputs, self._problem.output)
+        return lambda: run(self._problem.inputs, self._problem.outputs)
 
     def _attempt(self, candidate: Candidate, evaluate: Callable[[Run], Finding]) -> Finding:
         try:

@@ -31,11 +31,28 @@ its row still cannot be zero."""
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
-Function = Callable[..., torch.Tensor]
+Function = Callable[..., tuple[torch.Tensor, ...]]
+"""An op's own function, with its outputs in a tuple even where there is one."""
 
 
 def _widened(argument: object) -> object:
     return torch.float64 if isinstance(argument, torch.dtype) and argument in _NARROW else argument
+
+
+def _plain_rms_norm(
+    x: torch.Tensor, _shape: object, weight: torch.Tensor | None = None, eps: float | None = None
+) -> torch.Tensor:
+    """By its formula. PyTorch's fused kernels differ in a row with an infinity: zeros, or NaN all over."""
+    normed = x * torch.rsqrt(
+        (x * x).mean(-1, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps)
+    )
+    return normed if weight is None else normed * weight
+
+
+_PLAIN: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.rms_norm: _plain_rms_norm,
+    torch.nn.functional.rms_norm: _plain_rms_norm,
+}
 
 
 class _EverythingDouble(TorchFunctionMode):
@@ -44,6 +61,7 @@ class _EverythingDouble(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        func = _PLAIN.get(func, func)
         if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             func = torch.Tensor.double
         args = tuple(_widened(arg) for arg in args)
@@ -51,27 +69,56 @@ class _EverythingDouble(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _sensitivity(function: Function, inputs: Sequence[torch.Tensor], exact: torch.Tensor) -> torch.Tensor:
-    """How far each exact element moves, in units of float32's eps, where every input moves by up to eps.
+def _sensitivity(
+    function: Function, inputs: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """How far each output's exact elements move, in units of float32's eps, where inputs move by up to eps.
 
     Where terms cancel (a layer norm's weight times x, plus its bias) the relative error of an element near
     zero is luck, and two right kernels differ by any factor in it: 9.9e-6 against PyTorch's 5.9e-8 on 5x1000.
     The elements of a softmax move in proportion to themselves, so 1e-10 of the row's largest still counts.
     """
-    generator = torch.Generator(exact.device).manual_seed(0)
-    moved = torch.zeros_like(exact)
-    for _ in range(2):  # one draw may leave an element where it was
+    generator = torch.Generator(exact[0].device).manual_seed(0)
+    moved = [torch.zeros_like(each) for each in exact]
+    # One draw may leave an element where it was. Whole steps up or down are the least likely to: of a layer
+    # norm's 16384 elements of +-w + b, two draws in between left one that no config could get right.
+    for whole in (False, False, True):
         shifted = []
         for tensor in inputs:
             step = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device=tensor.device)
-            shifted.append(tensor.double() * step.mul_(2).sub_(1).mul_(_EPS32).add_(1))
+            step.mul_(2).sub_(1)
+            shifted.append(tensor.double() * (step.sign_() if whole else step).mul_(_EPS32).add_(1))
         with _EverythingDouble():
-            moved = torch.maximum(moved, (function(*shifted) - exact).abs_().nan_to_num_(0.0, 0.0, 0.0))
-    return moved / _EPS32
+            results = function(*shifted)
+        for most, result, right in zip(moved, results, exact, strict=True):
+            torch.maximum(most, (result - right).abs_().nan_to_num_(0.0, 0.0, 0.0), out=most)
+    return [most.div_(_EPS32) for most in moved]
+
+
+def references(
+    function: Function, inputs: Sequence[torch.Tensor], *, pointwise: bool, first_kind: int = 0
+) -> list[Reference]:
+    """What is right for each output of `function`.
+
+    `inputs` as the function takes them; the first is a matrix starting with CYCLE[first_kind].
+    """
+    own = function(*inputs)
+    with _EverythingDouble():
+        exact = function(*(tensor.double() for tensor in inputs))
+    if pointwise:  # elements do not meet: the surroundings of one are its own inputs
+        around = torch.stack(torch.broadcast_tensors(*inputs)).abs_().amax(0).nan_to_num_(nan=0.0)
+        noises = [around] * len(exact)
+    else:
+        noises = _sensitivity(function, inputs, exact)
+    dtype = inputs[0].dtype
+    return [
+        Reference(base.to(dtype), right, noises.pop(0), pointwise=pointwise, first_kind=first_kind)
+        for base, right in zip(own, exact, strict=True)
+    ]
 
 
 class Reference:
-    """What the right result of some lines is, and how far off a result may be.
+    """What the right result of some lines of one output is, and how far off a result may be.
 
     Three errors of each line are judged: the largest relative to the line's largest value, the largest
     relative to the element itself, and the mean. The mean is what shows arithmetic in too low a precision:
@@ -79,39 +126,42 @@ class Reference:
     """
 
     def __init__(
-        self, function: Function, inputs: Sequence[torch.Tensor], *, pointwise: bool, first_kind: int = 0
+        self,
+        base: torch.Tensor,
+        exact: torch.Tensor,
+        noise: torch.Tensor,
+        *,
+        pointwise: bool,
+        first_kind: int,
     ) -> None:
-        """`inputs` as the function takes them; the first is a matrix starting with CYCLE[first_kind]."""
-        full = inputs[0]
-        info = torch.finfo(full.dtype)
+        """`base` is PyTorch's own result and `exact` that in float64; `noise` the largest of each element's
+        inputs where the op is pointwise, else how far the element moves with them."""
+        info = torch.finfo(base.dtype)
         self._first_kind = first_kind
-        base = function(*inputs).to(full.dtype)
-        with _EverythingDouble():
-            self._exact = function(*(tensor.double() for tensor in inputs))
+        self._exact = exact
         size = self._exact.abs()
         # Beyond the dtype's range PyTorch's result is an infinity: no scale for the others of its line.
         size.masked_fill_(~(size <= info.max), 0.0)
         floor = max(info.tiny, _FLUSH)  # float16 rounds to multiples of its own smallest numbers
         self._scale = size.amax(1).add_(floor)
-        self._mass = size.sum(1).add_(floor * full.shape[1])
-        if pointwise:  # elements do not meet: the surroundings of one are its own inputs
-            own = torch.stack(torch.broadcast_tensors(*inputs)).abs_().amax(0).nan_to_num_(nan=0.0)
-            noise = torch.minimum(self._scale[:, None], torch.maximum(own.double(), size)) * _NOISE
+        self._mass = size.sum(1).add_(floor * base.shape[1])
+        if pointwise:
+            noise = torch.minimum(self._scale[:, None], torch.maximum(noise.double(), size)) * _NOISE
         else:
-            noise = self._scale[:, None] * _NOISE + _sensitivity(function, inputs, self._exact)
+            noise = noise.add_(self._scale[:, None] * _NOISE)
         self._weight = size.add_(noise).add_(floor).reciprocal_().float()
         odd = ~(base.isfinite() & (self._exact.abs() <= info.max))
         self._odd = odd if bool(odd.any()) else None
         self._base = base if self._odd is not None else None
         errors = self._errors(base)
         # Where PyTorch's own arithmetic overflows its errors say nothing, but the best possible result's do.
-        telling = torch.maximum(errors, self._errors(self._exact.to(full.dtype)))
-        levels = 0.0 if pointwise else math.log2(full.shape[1])
+        telling = torch.maximum(errors, self._errors(self._exact.to(base.dtype)))
+        levels = 0.0 if pointwise else math.log2(base.shape[1])
         self._allowed = self._limits(telling, info.eps, levels)
-        self._kinds_of = torch.arange(full.shape[0], device=full.device).add_(first_kind) % len(CYCLE)
-        regime = torch.tensor([REGIMES.index(kind.partition(":")[0]) for kind in CYCLE], device=full.device)
+        self._kinds_of = torch.arange(base.shape[0], device=base.device).add_(first_kind) % len(CYCLE)
+        regime = torch.tensor([REGIMES.index(kind.partition(":")[0]) for kind in CYCLE], device=base.device)
         regime = regime[self._kinds_of]
-        self._elsewhere = torch.arange(len(REGIMES), device=full.device)[:, None] != regime
+        self._elsewhere = torch.arange(len(REGIMES), device=base.device)[:, None] != regime
         self._base_worst = errors[0].masked_fill(self._elsewhere, -1.0).amax(1)
 
     def _kinds(self, count: int) -> list[slice]:

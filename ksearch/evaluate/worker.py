@@ -23,19 +23,25 @@ _PROOF_S = 1.0
 """Budget for racing a finalist alone, after a race that one of them broke."""
 
 
+def warm() -> Child:
+    """A process that begins to import torch now: for a Worker, and to be closed by who made it."""
+    return Child(_TARGET)
+
+
 class Worker:
     """One device's candidates, screened one by one and then compared; use it as a context manager.
 
-    `timeout_s` is what a candidate gets beside a multiple of PyTorch's own time. Call it from a thread
+    `timeout_s` is what a candidate gets beside a multiple of PyTorch's own time. `spare` is a process from
+    `warm`, which this then owns. Call it from a thread
     that outlives it (see `Child`).
     """
 
-    def __init__(self, job: Job, timeout_s: float = 20.0) -> None:
+    def __init__(self, job: Job, timeout_s: float = 20.0, spare: Child | None = None) -> None:
         self._job = job
         self._timeout_s = timeout_s
         self._baseline_s = 0.0
         self._child: Child | None = None
-        self._spare: Child | None = None
+        self._spare = spare
         self.respawns = 0
         """How often a candidate cost the process."""
 
@@ -44,8 +50,7 @@ class Worker:
         job (BadShape, UserFileError, ...)."""
         child = self._open()
         try:
-            # Its import of torch must not disturb the times taken from here on.
-            self._ready_spare()
+            self._quiet()
             ready: Ready = child.call(("start",), _START_S)
         except (ChildDied, ChildTimeout, ChildError) as error:
             raise WorkerError(f"the worker failed while timing PyTorch's own function: {error}") from error
@@ -67,30 +72,50 @@ class Worker:
             check_s=finding.check_s,
         )
 
-    def finals(self, candidates: Sequence[Candidate], *, budget_s: float) -> Finals:
-        """Check each on the whole workload; race those that are right against PyTorch and the ceiling."""
-        # Float64 in blocks takes far longer than the op itself, mostly so on a CPU.
-        limit_s = 3 * self._timeout_s + 600 * self._baseline_s
-        findings = [self._find(("verify", candidate), limit_s) for candidate in candidates]
-        passed = [index for index, finding in enumerate(findings) if finding.status is Status.PASSED]
-        laps = self._race([candidates[index] for index in passed], budget_s)
-        if isinstance(laps, Finding):  # one of them is fine once and not fifty times: find out which
-            for index in passed:
-                alone = self._race([candidates[index]], min(_PROOF_S, budget_s))
+    def finals(
+        self, candidates: Sequence[Candidate], *, budget_s: float, enough: int | None = None
+    ) -> Finals:
+        """Race them against PyTorch and the ceiling; check them on the whole workload, the fastest first.
+
+        With `enough` no more are checked once so many are right: float64 in blocks takes far longer than a
+        race. Of the slower ones is known what screening found, and their entries have no errors.
+        """
+        findings = [Finding(Status.PASSED) for _ in candidates]
+        laps = self.race(candidates, budget_s)
+        passed = list(range(len(candidates)))
+        if isinstance(laps, Finding):  # one of them is fine in screening and not here: find out which
+            for index, candidate in enumerate(candidates):
+                alone = self.race([candidate], min(_PROOF_S, budget_s))
                 if isinstance(alone, Finding):
                     findings[index] = alone
             passed = [index for index in passed if findings[index].status is Status.PASSED]
-            laps = self._race([candidates[index] for index in passed], budget_s)
+            laps = self.race([candidates[index] for index in passed], budget_s)
             if isinstance(laps, Finding):
                 raise WorkerError(f"the final comparison fails, each finalist alone does not: {laps.message}")
         samples = dict(zip(passed, laps.candidates_us, strict=True))
+        right = 0
+        for index in sorted(samples, key=lambda index: statistics.median(samples[index])):
+            if enough is not None and right >= enough:
+                break
+            findings[index] = self._verify(candidates[index])
+            right += findings[index].status is Status.PASSED
         entries = []
         for index, (candidate, finding) in enumerate(zip(candidates, findings, strict=True)):
-            mine = samples.get(index, [])
+            mine = samples[index] if finding.status is Status.PASSED else []
             entries.append(FinalEntry(candidate, _final_outcome(finding, mine), mine, finding.errors))
         return Finals(entries, laps.baseline_us, laps.ceiling_us, laps.environment)
 
-    def _race(self, candidates: Sequence[Candidate], budget_s: float) -> Laps | Finding:
+    def _verify(self, candidate: Candidate) -> Finding:
+        # Float64 in blocks takes far longer than the op itself, mostly so on a CPU.
+        limit_s = 3 * self._timeout_s + 600 * self._baseline_s
+        finding = self._find(("verify", candidate), limit_s)
+        if finding.status is Status.OUT_OF_BOUNDS:
+            # In a new process: what another one damaged in the race must not count against it.
+            finding = self._find(("verify", candidate), limit_s)
+        return finding
+
+    def race(self, candidates: Sequence[Candidate], budget_s: float) -> Laps | Finding:
+        """Time them against PyTorch and the ceiling, in paired rounds; a Finding says what broke it."""
         # Three rounds are run however long they take, and PyTorch is in each.
         limit_s = budget_s + self._timeout_s + 40 * (len(candidates) + 2) * self._baseline_s
         try:
@@ -126,9 +151,13 @@ class Worker:
         self._drop()
         self.respawns += 1
         child = self._open()
-        if self._job.target.backend == "cpu":
-            self._ready_spare()  # its import would slow down what is timed next
+        self._quiet()
         return child
+
+    def _quiet(self) -> None:
+        """On a CPU, the spare's import of torch would slow down what is timed next."""
+        if self._job.target.backend == "cpu":
+            self._ready_spare()
 
     def _open(self) -> Child:
         """Take the spare, or start a process, and open the session in it; start the next spare."""

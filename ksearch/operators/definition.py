@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ksearch.errors import BadShape, UnsupportedDtype, UsageError
-from ksearch.operators.program import Input, Program, Role
+from ksearch.operators.program import Input, Program, Role, as_tuple
+from ksearch.operators.roles import shapes_of
 from ksearch.operators.shape import check_shape
-from ksearch.operators.signature import check_option, parse_option
+from ksearch.operators.signature import NONE, check_option, check_role, parse_option
 from ksearch.types import ITEMSIZE, Option, Workload
 
 if TYPE_CHECKING:
@@ -23,20 +24,33 @@ if TYPE_CHECKING:
 
 _Options: TypeAlias = tuple[tuple[str, Option], ...]
 
+Adapter: TypeAlias = Callable[..., Mapping[str, Any] | str]
+"""A function with PyTorch's own parameters, of which those that are named like the op's tensors, and the
+first, are these tensors. It gives the op's options for such a call, or why only PyTorch can answer it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
     """What is computed: a function of tensors, and what is known about it."""
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
+    """Gives a tensor, or a tuple of tensors where the op has several outputs."""
     inputs: tuple[Input, ...]
+    """Every tensor of the function in order, each in the first of its roles; see `inputs_for`."""
     options: Mapping[str, Option]
-    """Keyword options with their defaults."""
+    """Every option with its default: the function's keywords, and the names in `choices`."""
     location: str
     """Text from which `resolve` finds this op in another process: `softmax`, `/home/me/my_ops.py:swish`."""
     template_op: TemplateOp | None = None
     """The user's class where the op brings its own template; then nothing is traced."""
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The tensors that may have several roles, or be absent (`none`), with those roles. Which one a
+    workload has is its option of that name."""
+    torch_function: str = ""
+    """Dotted path of the PyTorch function that this op equals, such as `torch.nn.functional.gelu`."""
+    adapter: Adapter | None = None
+    """Reads a call as PyTorch's function is called, where that differs from the op's own parameters."""
     _programs: dict[_Options, Program] = field(default_factory=dict, init=False, repr=False)
     _checked: set[Workload] = field(default_factory=set, init=False, repr=False)
 
@@ -44,12 +58,19 @@ class Op:
         """All options sorted by name: those given and the others' defaults. Raises UsageError."""
         bound = dict(self.options)
         for name, value in options.items():
-            bound[name] = check_option(self.name, name, value, self._default(name))
+            default = self._default(name)
+            if name in self.choices:
+                bound[name] = check_role(self.name, name, value, self.choices[name])
+            else:
+                bound[name] = check_option(self.name, name, value, default)
         return tuple(sorted(bound.items()))
 
     def parse_option(self, name: str, text: str) -> Option:
         """An option as written on a command line, such as `eps` and `1e-5`. Raises UsageError."""
-        return parse_option(self.name, name, text, self._default(name))
+        default = self._default(name)
+        if name in self.choices:
+            return check_role(self.name, name, text, self.choices[name])
+        return parse_option(self.name, name, text, default)
 
     def _default(self, name: str) -> Option:
         if name not in self.options:
@@ -66,10 +87,10 @@ class Op:
 
     def _trace(self, options: Mapping[str, Option]) -> Program:
         if self.template_op is not None:
-            return self.template_op.program(self.inputs)
+            return self.template_op.program(self.inputs_for(options))
         from ksearch.operators.trace import trace  # imports torch
 
-        return trace(self.function, self.inputs, options)
+        return trace(self.function, self._slots(options), self.keywords(options))
 
     def workload(self, shape: Iterable[int], dtype: str = "float32", **options: Option) -> Workload:
         """This op on tensors of one shape and dtype (`float32` or `torch.float32`).
@@ -87,36 +108,91 @@ class Op:
             self._checked.add(workload)
         return workload
 
-    def input_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The shape of each input, where the first has `shape`."""
-        shapes = {Role.FULL: shape, Role.ROW: shape[-1:], Role.COLUMN: (*shape[:-1], 1)}
-        return [shapes[item.role] for item in self.inputs]
+    def _slots(self, options: Mapping[str, Option]) -> list[Input | None]:
+        """The tensors of the function in order, in the roles that `options` name; None for an absent one."""
+        roles = {name: str(options.get(name, self.options[name])) for name in self.choices}
+        return [
+            None if roles.get(item.name) == NONE else Input(item.name, Role(roles.get(item.name, item.role)))
+            for item in self.inputs
+        ]
 
-    def reference(self, *tensors: Tensor, **options: Option) -> Tensor:
-        """The plain function on these tensors: any dtype and device, whole or in blocks of rows."""
-        if len(tensors) != len(self.inputs):
-            names = ", ".join(item.name for item in self.inputs)
-            raise UsageError(f"{self.name} takes {len(self.inputs)} tensors ({names}), not {len(tensors)}")
-        return self.function(*tensors, **(dict(self.bind(options)) if options else self.options))
+    def inputs_for(self, options: Mapping[str, Option]) -> tuple[Input, ...]:
+        """The tensors that a workload of these options has, in the roles that it gives them."""
+        return tuple(item for item in self._slots(options) if item is not None)
+
+    def roles(self, item: Input) -> tuple[str, ...]:
+        """Every role that one of `inputs` may have, the default first."""
+        return self.choices.get(item.name, (str(item.role),))
+
+    def keywords(self, options: Mapping[str, Option]) -> dict[str, Option]:
+        """Those of `options` that the function itself is called with."""
+        return {name: value for name, value in options.items() if name not in self.choices}
+
+    def input_shapes(
+        self, shape: tuple[int, ...], options: Mapping[str, Option] | None = None
+    ) -> list[tuple[int, ...]]:
+        """The shape of each input of a workload of these options, where the first has `shape`."""
+        return [shapes_of(item.role, shape)[0] for item in self.inputs_for(options or {})]
+
+    def accepted_shapes(
+        self, shape: tuple[int, ...], options: Mapping[str, Option]
+    ) -> list[list[tuple[int, ...]]]:
+        """Every shape in which each input may come, the usual one first.
+
+        Where roles are a choice, PyTorch broadcasts, and all shapes of a role mean the same; where there is
+        one role, the function may insist on its shape, as layer_norm does.
+        """
+        accepted = []
+        for item in self.inputs_for(options):
+            shapes = shapes_of(item.role, shape)
+            is_chosen = len({*self.roles(item)} - {NONE}) > 1
+            accepted.append(shapes if is_chosen else shapes[:1])
+        return accepted
+
+    def caller(self, options: Mapping[str, object]) -> Callable[..., Any]:
+        """The plain function of the tensors that `inputs_for` lists, with None for those that are absent.
+
+        What depends on the options is worked out once. Raises UsageError, as does a call with too few.
+        """
+        bound = dict(self.bind(options))
+        slots, keywords = self._slots(bound), self.keywords(bound)
+        names = [item.name for item in slots if item is not None]
+
+        def call(*tensors: Tensor) -> Any:
+            if len(tensors) != len(names):
+                listed = ", ".join(names)
+                raise UsageError(f"{self.name} takes {len(names)} tensors ({listed}), not {len(tensors)}")
+            if len(tensors) == len(slots):
+                return self.function(*tensors, **keywords)
+            given = iter(tensors)
+            return self.function(*[slot and next(given) for slot in slots], **keywords)
+
+        return call
+
+    def reference(self, *tensors: Tensor, **options: Option) -> Any:
+        """The plain function on the tensors of `inputs_for`: any dtype and device, whole or some rows."""
+        return self.caller(options)(*tensors)
 
     def _check_result(self, workload: Workload) -> None:
-        """A kernel gives the shape and dtype of the first input; so must the function, run without data."""
+        """A kernel keeps the first input's shape and dtype in every output; so must the function."""
         import torch
 
         dtype = getattr(torch, workload.dtype)
-        shapes = self.input_shapes(workload.shape)
+        options = dict(workload.options)
+        shapes = self.input_shapes(workload.shape, options)
         tensors = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
         try:
-            result: Any = self.function(*tensors, **dict(workload.options))
+            result = self.caller(options)(*tensors)
         except Exception as error:  # the user's own code: it may raise anything
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadShape(f"{self.name} does not run on shape {workload.shape_text}: {text}") from error
-        if tuple(result.shape) != workload.shape:
-            shape = "x".join(map(str, result.shape))
-            raise BadShape(
-                f"{self.name} gives shape {shape} for {workload.shape_text}: it must keep the shape"
-            )
-        if result.dtype != dtype:
-            gives = str(result.dtype).removeprefix("torch.")
-            remedy = f"end it with .to({self.inputs[0].name}.dtype)"
-            raise UnsupportedDtype(f"{self.name} gives {gives} for {workload.dtype}: {remedy}")
+        results = as_tuple(result)
+        for number, each in enumerate(results):
+            name = self.name if len(results) == 1 else f"output {number} of {self.name}"
+            if tuple(each.shape) != workload.shape:
+                shape = "x".join(map(str, each.shape))
+                raise BadShape(f"{name} has shape {shape} for {workload.shape_text}: it must keep the shape")
+            if each.dtype != dtype:
+                gives = str(each.dtype).removeprefix("torch.")
+                remedy = f"end it with .to({self.inputs[0].name}.dtype)"
+                raise UnsupportedDtype(f"{name} gives {gives} for {workload.dtype}: {remedy}")

@@ -104,7 +104,8 @@ class Graph:
         self._seen: dict[object, int] = {}
 
     def input(self, item: Input) -> Value:
-        return self._node("input", (item.name,), (item.role is not Role.ROW, item.role is not Role.COLUMN))
+        spread = (item.role in (Role.FULL, Role.COLUMN), not item.role.by_row)
+        return self._node("input", (item.name,), spread)
 
     def const(self, value: float) -> Value:
         if value == 0 and math.copysign(1.0, value) < 0:
@@ -143,10 +144,10 @@ class Graph:
             raise TraceError("the value to reduce has one column only, so there is nothing left to reduce")
         return self._node(f"reduce_{kind}", (value.index,), (value.has_rows, False))
 
-    def program(self, output: Value) -> Program:
-        """What `output` needs, numbered in the order in which it is needed."""
+    def program(self, outputs: Sequence[Value]) -> Program:
+        """What `outputs` need, numbered in the order in which it is needed."""
         order: dict[int, int] = {}
-        pending = [output.index]
+        pending = [output.index for output in reversed(outputs)]
         while pending:
             missing = [i for i in self.nodes[pending[-1]].operands if i not in order]
             if missing:
@@ -158,7 +159,7 @@ class Graph:
             node = self.nodes[index]
             args = tuple(order[i] for i in node.operands) or node.args
             nodes.append(Node(node.op, args))
-        return Program(self.inputs, tuple(nodes), (order[output.index],))
+        return Program(self.inputs, tuple(nodes), tuple(order[output.index] for output in outputs))
 
     def _node(self, op: str, args: tuple[int | float | str, ...], spread: tuple[bool, bool]) -> Value:
         # repr, because nan != nan

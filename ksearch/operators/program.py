@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ksearch.types import Workload, canonical_json, digest
 
@@ -21,6 +23,13 @@ class Role(enum.StrEnum):
     """One value per column, shape (cols,): a weight or a bias."""
     COLUMN = "column"
     """One value per row, shape (..., 1)."""
+    SCALAR = "scalar"
+    """One value for all: a tensor of one element."""
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it has no values of its own along the columns: a field of the struct Row."""
+        return self in (Role.COLUMN, Role.SCALAR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,8 @@ class Kind(enum.StrEnum):
     MIN = "min"
     SUM_EXP = "sum_exp"
     """sum(exp(value - max)), where max is the reduction `anchor` of the same stage: the online form."""
+    SUM_SQUARES = "sum_squares"
+    """sum((value - mean)^2), where mean is that of the sum `anchor` of the same stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +57,7 @@ class Reduction:
     name: str
     kind: Kind
     anchor: int | None = None
-    """SUM_EXP only: index in the stage of the MAX it is taken relative to."""
+    """SUM_EXP and SUM_SQUARES only: index in the stage of the MAX or SUM it is taken relative to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +77,12 @@ class Schedule:
     qualifier that the template defines before it):
 
         template <class T> struct Element { T x, weight, ...; };   // one field per FULL and ROW input
-        struct Row { float r0, r1, ...; };      // reductions, values derived from them, COLUMN inputs
+        struct Row { float r0, r1, ...; };  // reductions, what is derived from them, COLUMN and SCALAR inputs
         template <class T> KS_FN void stage0(const Element<T>& e, const Row& row, T (&value)[K]);
         KS_FN void finish0(Row& row);           // after stage 0's reductions are stored in row
-        template <class T> KS_FN void output(const Element<T>& e, const Row& row, T (&value)[1]);
+        template <class T> KS_FN void output(const Element<T>& e, const Row& row, T (&value)[OUTPUTS]);
 
-    `begin(Row&)` runs once the COLUMN inputs are loaded, before stage 0. Row values enter element
+    `begin(Row&)` runs once the COLUMN and SCALAR inputs are loaded, before stage 0. Row values enter element
     expressions as `ks::splat<T>(row.r0)`, constants as `ks::splat<T>(0.5f)`, functions as `ks::exp(t3)`.
     A value that several functions compute is `const T t<number> = ...;` by the same name in all of them.
     `COLS` (constexpr long long, the row length) is defined by the template before the text.
@@ -79,7 +90,7 @@ class Schedule:
 
     stages: tuple[Stage, ...]
     output_inputs: tuple[str, ...]
-    """Names of the FULL and ROW inputs that the output expression reads."""
+    """Names of the FULL and ROW inputs that the outputs' expressions read."""
     text: str
 
 
@@ -92,7 +103,7 @@ class Cost:
     """The least that any kernel must do."""
 
     bytes: int
-    """Every input that is read, once, and the output, once."""
+    """Every input that is read, once, and every output, once."""
     operations: int
     """Functions and arithmetic per element, reductions included, over all elements."""
 
@@ -121,6 +132,12 @@ class Program:
     inputs: tuple[Input, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
+    """Index of the node that each output is, in order; every output has the shape of the first input."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What a kernel calls the pointers that it writes to: `out0`, `out1` and so on."""
+        return tuple(f"out{k}" for k in range(len(self.outputs)))
 
     @property
     def digest(self) -> str:
@@ -138,36 +155,44 @@ class Program:
         per_column: list[bool] = []
         for node in self.nodes:
             if node.op == "input":
-                per_column.append(roles[str(node.args[0])] is not Role.COLUMN)
+                per_column.append(not roles[str(node.args[0])].by_row)
             else:
                 reduced = node.op.startswith("reduce_")
                 per_column.append(not reduced and any(per_column[i] for i in node.operands))
         return tuple(per_column)
 
     @property
-    def can_online(self) -> bool:
-        """Some max and the sum of exponentials relative to it can be taken in one pass."""
+    def online_kinds(self) -> frozenset[Kind]:
+        """Which of SUM_EXP and SUM_SQUARES can be taken in one pass with what they are relative to."""
         from ksearch.operators import schedule  # that module is written in terms of this one
 
-        return bool(schedule.online_pairs(self))
+        return frozenset(pair.kind for pair in schedule.online_pairs(self).values())
 
-    def schedule(self, online: bool = False) -> Schedule:
-        """The program as passes over a row; `online` takes every (max, sum of exp) pair in one pass."""
+    def schedule(self, online: Collection[Kind] = ()) -> Schedule:
+        """The program as passes over a row; sums of the kinds `online` share their max's or mean's pass."""
         from ksearch.operators import schedule  # that module is written in terms of this one
 
-        return schedule.lay_out(self, online)
+        return schedule.lay_out(self, frozenset(online))
 
     def cost(self, workload: Workload) -> Cost:
         """What must happen at least, on any machine."""
         read = {str(node.args[0]) for node in self.nodes if node.op == "input"}
-        sizes = {Role.FULL: workload.numel, Role.ROW: workload.cols, Role.COLUMN: workload.rows}
-        elements = workload.numel + sum(sizes[item.role] for item in self.inputs if item.name in read)
+        sizes = {
+            Role.FULL: workload.numel, Role.ROW: workload.cols, Role.COLUMN: workload.rows, Role.SCALAR: 1,
+        }  # fmt: skip
+        elements = len(self.outputs) * workload.numel
+        elements += sum(sizes[item.role] for item in self.inputs if item.name in read)
         per_element = sum(
             1
             for node, per_column in zip(self.nodes, self.elementwise, strict=True)
             if node.op.startswith("reduce_") or (per_column and node.op != "input")
         )
         return Cost(bytes=elements * workload.itemsize, operations=per_element * workload.numel)
+
+
+def as_tuple(result: Any) -> tuple[Any, ...]:
+    """What a function returns, as its outputs in order; most have one."""
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
 @functools.lru_cache(maxsize=1024)

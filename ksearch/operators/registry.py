@@ -10,55 +10,86 @@ from typing import Any, TypeVar, overload
 
 from ksearch.errors import UnknownOp, UsageError, UserFileError
 from ksearch.operators import user_file
-from ksearch.operators.definition import Op
-from ksearch.operators.signature import read_signature
+from ksearch.operators.definition import Adapter, Op
+from ksearch.operators.signature import Roles, read_signature
 from ksearch.operators.template_op import TemplateOp, check_class
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_BUILTIN = f"{__package__}.builtin"
+_BUILTIN = f"{__package__}.builtin."
 _ops: dict[str, Op] = {}
+_aliases: dict[str, str] = {}
+"""Other names that people know built-in ops by: alias -> name."""
 
 
 @overload
 def op(definition: F, /) -> F: ...
 @overload
-def op(*, name: str | None = None, **roles: str) -> Callable[[F], F]: ...
-def op(definition: F | None = None, /, *, name: str | None = None, **roles: str) -> F | Callable[[F], F]:
+def op(
+    *, name: str | None = None, torch_function: str = "", adapter: Adapter | None = None, **roles: Roles
+) -> Callable[[F], F]: ...
+def op(
+    definition: F | None = None,
+    /,
+    *,
+    name: str | None = None,
+    torch_function: str = "",
+    adapter: Adapter | None = None,
+    **roles: Roles,
+) -> F | Callable[[F], F]:
     """Make a plain PyTorch function, or a TemplateOp class, an op; it stays what it is and can be called.
 
     Positional parameters are tensors: the first gives the shape; weight, bias, gamma and beta have one
-    value per column; others have the full shape unless stated, as in `@op(mask="column")`. Keyword-only
-    parameters are options. Raises UsageError.
+    value per column; others have the full shape unless stated, as in `@op(mask="column")`. With several
+    roles, as in `@op(other=("full", "row"))`, a workload chooses by an option of that name. A tensor with
+    the default None may be absent: the role `none`. Keyword-only parameters are options.
+
+    `torch_function` and `adapter` are those of `Op`. Raises UsageError.
     """
 
     def enter(definition: F) -> F:
         if isinstance(definition, type):
             register(_from_class(definition, name, roles))
         else:
-            register(_from_function(definition, name, roles))
+            register(_from_function(definition, name, roles, torch_function, adapter))
         return definition
 
     return enter if definition is None else enter(definition)
 
 
-def _from_function(function: Callable[..., Any], name: str | None, roles: dict[str, str]) -> Op:
+def _from_function(
+    function: Callable[..., Any],
+    name: str | None,
+    roles: dict[str, Roles],
+    torch_function: str,
+    adapter: Adapter | None,
+) -> Op:
     if not inspect.isfunction(function):
         raise UsageError(f"@ksearch.op needs a function or a TemplateOp class, not {function!r}")
-    inputs, options = read_signature(function, roles)
+    read = read_signature(function, roles)
     name = _check_name(name or function.__name__)
-    return Op(name, function, inputs, options, _location(function, name))
+    return Op(
+        name,
+        function,
+        read.inputs,
+        read.options,
+        _location(function, name),
+        choices=read.choices,
+        torch_function=torch_function,
+        adapter=adapter,
+    )
 
 
-def _from_class(cls: type, name: str | None, roles: dict[str, str]) -> Op:
+def _from_class(cls: type, name: str | None, roles: dict[str, Roles]) -> Op:
     if not issubclass(cls, TemplateOp):
         raise UsageError(f"class {cls.__name__} is no ksearch.TemplateOp: derive it from that")
     if roles:
         raise UsageError(f"{cls.__name__}: roles belong into its attribute `inputs`")
-    inputs, options = check_class(cls)
+    read = check_class(cls)
     name = _check_name(name or cls.name)
     template_op = cls()
-    return Op(name, template_op.reference, inputs, options, _location(cls, name), template_op)
+    location = _location(cls, name)
+    return Op(name, template_op.reference, read.inputs, read.options, location, template_op, read.choices)
 
 
 def _check_name(name: str) -> str:
@@ -68,7 +99,7 @@ def _check_name(name: str) -> str:
 
 
 def _location(definition: Any, name: str) -> str:
-    if definition.__module__ == _BUILTIN:
+    if definition.__module__.startswith(_BUILTIN):
         return name
     file = Path(inspect.getfile(definition))
     return f"{file.resolve() if file.exists() else file}:{name}"
@@ -92,11 +123,22 @@ def names() -> list[str]:
     return sorted(_ops)
 
 
-def get(name: str) -> Op:
-    """The op registered under `name`. Raises UnknownOp with the nearest names."""
+def alias(other: str, name: str) -> None:
+    """Let `other` find the built-in op `name`, too, where no op is registered under it."""
+    _aliases[other] = name
+
+
+def canonical(name: str) -> str:
+    """The name that an op is kept under: of an alias the op's own, of anything else itself."""
     _load_builtins()
+    return name if name in _ops else _aliases.get(name, name)
+
+
+def get(name: str) -> Op:
+    """The op registered under `name`, or of that alias. Raises UnknownOp with the nearest names."""
+    name = canonical(name)
     if name not in _ops:
-        near = difflib.get_close_matches(name, _ops, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, [*_ops, *_aliases], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
         raise UnknownOp(f"no op {name!r}; {hint} (an op of your own: FILE.py:NAME)")
     return _ops[name]
@@ -150,4 +192,4 @@ def _absent(path: Path, name: str) -> str:
 
 
 def _load_builtins() -> None:
-    from ksearch.operators import builtin  # noqa: F401  (that module registers through this one)
+    from ksearch.operators import builtin  # noqa: F401  (those modules register through this one)

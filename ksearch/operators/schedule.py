@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ksearch.operators.program import Kind, Node, Program, Reduction, Role, Schedule, Stage
+from ksearch.operators.program import Kind, Node, Program, Reduction, Schedule, Stage
 
 _SIGNS = ("+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!=")
 _COMPARISONS = _SIGNS[4:]
@@ -22,30 +22,59 @@ _Operand: TypeAlias = Callable[[int], str]
 _KINDS = {"reduce_sum": Kind.SUM, "reduce_max": Kind.MAX, "reduce_min": Kind.MIN}
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A sum that can be taken in the same pass as the reduction that its terms are relative to."""
+
+    kind: Kind
+    anchor: int
+    """Index of that reduction, a max or a sum."""
+
+
 def softmax_max(nodes: Sequence[Node], index: int) -> int | None:
     """The index of m where node `index` is sum(exp(f - m)) and m is amax(f), else None."""
-
-    def operands(i: int, op: str) -> tuple[int, ...]:
-        return nodes[i].operands if nodes[i].op == op else ()
-
-    for exponential in operands(index, "reduce_sum"):
-        for difference in operands(exponential, "exp"):
-            match operands(difference, "-"):
-                case (f, m) if operands(m, "reduce_max") == (f,):
+    for exponential in _operands(nodes, index, "reduce_sum"):
+        for difference in _operands(nodes, exponential, "exp"):
+            match _operands(nodes, difference, "-"):
+                case (f, m) if _operands(nodes, m, "reduce_max") == (f,):
                     return m
     return None
 
 
-def online_pairs(program: Program) -> dict[int, int]:
-    """For each sum that can be taken in one pass with its max: index of the sum -> index of the max."""
-    found = ((i, softmax_max(program.nodes, i)) for i in range(len(program.nodes)))
-    return {i: m for i, m in found if m is not None}
+def deviation_sum(nodes: Sequence[Node], index: int) -> int | None:
+    """The index of s where node `index` is sum((f - s / cols)^2) and s is sum(f), else None."""
+    for square in _operands(nodes, index, "reduce_sum"):
+        factors = _operands(nodes, square, "*")
+        if len(set(factors)) != 1:
+            continue
+        match _operands(nodes, factors[0], "-"):
+            case (f, mean):
+                match _operands(nodes, mean, "/"):
+                    case (s, cols) if nodes[cols].op == "cols" and _operands(nodes, s, "reduce_sum") == (f,):
+                        return s
+    return None
+
+
+def _operands(nodes: Sequence[Node], index: int, op: str) -> tuple[int, ...]:
+    return nodes[index].operands if nodes[index].op == op else ()
+
+
+def online_pairs(program: Program) -> dict[int, Pair]:
+    """For each sum that can be taken in one pass with what it is relative to: what that is."""
+    found: dict[int, Pair] = {}
+    for index in range(len(program.nodes)):
+        if (largest := softmax_max(program.nodes, index)) is not None:
+            found[index] = Pair(Kind.SUM_EXP, largest)
+        elif (total := deviation_sum(program.nodes, index)) is not None:
+            found[index] = Pair(Kind.SUM_SQUARES, total)
+    return found
 
 
 @functools.lru_cache(maxsize=256)
-def lay_out(program: Program, online: bool) -> Schedule:
+def lay_out(program: Program, online: frozenset[Kind]) -> Schedule:
     """The stages of `program` and the C++ text that they call; see Schedule."""
-    return _Layout(program, online_pairs(program) if online else {}).schedule()
+    pairs = {index: pair for index, pair in online_pairs(program).items() if pair.kind in online}
+    return _Layout(program, pairs).schedule()
 
 
 @dataclass
@@ -57,7 +86,7 @@ class _Body:
 
 
 class _Layout:
-    def __init__(self, program: Program, pairs: dict[int, int]) -> None:
+    def __init__(self, program: Program, pairs: Mapping[int, Pair]) -> None:
         self.program, self.pairs = program, pairs
         self.nodes = program.nodes
         self.elementwise = program.elementwise
@@ -69,7 +98,7 @@ class _Layout:
         for i, node in enumerate(self.nodes):
             ready = max((self.ready[j] for j in node.operands), default=-1)
             if node.op in _KINDS:
-                ready = self.ready[pairs[i]] if i in pairs else ready + 1
+                ready = self.ready[pairs[i].anchor] if i in pairs else ready + 1
                 self.stages.extend([] for _ in range(ready + 1 - len(self.stages)))
                 self.stages[ready].append(i)
             self.ready.append(ready)
@@ -99,12 +128,13 @@ class _Layout:
     def _reduction(self, index: int, stage: list[int]) -> Reduction:
         name = self.reduction_names[index]
         if index in self.pairs:
-            return Reduction(name, Kind.SUM_EXP, anchor=stage.index(self.pairs[index]))
+            return Reduction(name, self.pairs[index].kind, anchor=stage.index(self.pairs[index].anchor))
         return Reduction(name, _KINDS[self.nodes[index].op])
 
     def _reduced(self, index: int) -> int:
-        """The value that a reduction takes of each element; of an online sum, what its max takes."""
-        return self.nodes[self.pairs.get(index, index)].operands[0]
+        """The value that a reduction takes of each element; of an online sum, what its anchor takes."""
+        anchor = self.pairs[index].anchor if index in self.pairs else index
+        return self.nodes[anchor].operands[0]
 
     def _in_order(self, names: set[str]) -> tuple[str, ...]:
         return tuple(item.name for item in self.program.inputs if item.name in names)
@@ -210,11 +240,11 @@ class _Layout:
         return f"-{args[0]}" if node.op == "neg" else f"ks::{node.op}({', '.join(args)})"
 
     def _element(self) -> str:
-        fields = [item.name for item in self.program.inputs if item.role is not Role.COLUMN]
+        fields = [item.name for item in self.program.inputs if not item.role.by_row]
         return "template <class T> struct Element { " + " ".join(f"T {name};" for name in fields) + " };"
 
     def _row(self) -> str:
-        fields = [item.name for item in self.program.inputs if item.role is Role.COLUMN]
+        fields = [item.name for item in self.program.inputs if item.role.by_row]
         fields += self.reduction_names.values()
         fields += [f"v{i}" for i in sorted(self.fields)]
         return "struct Row { " + " ".join(f"float {name};" for name in fields or ["unused"]) + " };"

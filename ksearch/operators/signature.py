@@ -1,14 +1,16 @@
 """Read an op's inputs and options off its function's signature.
 
-Positional parameters are tensors, keyword-only ones are options; their names become names in C++.
+Positional parameters are tensors, keyword-only ones are options; their names become names in C++. Where
+a tensor may have one of several roles, or be absent, which one it has is an option named like the tensor.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from ksearch.errors import UsageError
 from ksearch.operators.program import Input, Role
@@ -16,6 +18,12 @@ from ksearch.types import Option
 
 ROW_NAMES = ("weight", "bias", "gamma", "beta")
 """Parameters that are one value per column by PyTorch's convention."""
+
+NONE = "none"
+"""The role of an optional tensor that is absent: the function gets None for it."""
+
+Roles: TypeAlias = str | Sequence[str]
+"""The role of a tensor, or the roles that it may have, the default first."""
 
 # fmt: off
 _TAKEN = frozenset((
@@ -31,15 +39,26 @@ _TAKEN = frozenset((
 ))
 # fmt: on
 """C++ keywords and macros, and what the generated text itself defines."""
-_RESERVED = re.compile(r"[rv]\d+|_.*|KS_.*")
-"""Other fields of the struct Row, and what C++ and the templates keep for themselves."""
+_RESERVED = re.compile(r"[rv]\d+|out\d+|_.*|KS_.*")
+"""Other fields of the struct Row, the outputs, and what C++ and the templates keep for themselves."""
 
 
-def read_signature(
-    function: Callable[..., Any], roles: Mapping[str, str]
-) -> tuple[tuple[Input, ...], dict[str, Option]]:
-    """The inputs, and the options with their defaults. Raises UsageError naming the parameter."""
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What an op's definition says of its tensors and options."""
+
+    inputs: tuple[Input, ...]
+    """Every tensor in order, each in the first of its roles."""
+    choices: dict[str, tuple[str, ...]]
+    """The tensors that may have several roles, `none` among them where they may be absent; default first."""
+    options: dict[str, Option]
+    """Every option with its default: those of the function, and the choices of roles."""
+
+
+def read_signature(function: Callable[..., Any], roles: Mapping[str, Roles]) -> Signature:
+    """Raises UsageError naming the parameter."""
     inputs: list[str] = []
+    optional: set[str] = set()
     options: dict[str, object] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         where = f"{function.__name__}: parameter {name!r}"
@@ -49,35 +68,67 @@ def read_signature(
             if parameter.default is parameter.empty:
                 raise UsageError(f"{where} is an option and needs a default")
             options[name] = parameter.default
-        elif parameter.default is not parameter.empty:
+        elif parameter.default not in (parameter.empty, None):
             raise UsageError(
-                f"{where} is a tensor, as it stands before the '*', and cannot have a default: "
+                f"{where} is a tensor, as it stands before the '*', and can have no default but None: "
                 f"put '*' before it if it is an option"
             )
         else:
             inputs.append(name)
-    by_name = {name: roles.get(name, Role.ROW if name in ROW_NAMES else Role.FULL) for name in inputs}
-    if inputs:
-        by_name[inputs[0]] = roles.get(inputs[0], Role.FULL)
+            if parameter.default is None:
+                optional.add(name)
+    by_name: dict[str, Roles] = {}
+    for name in inputs:
+        usual = Role.ROW if name in ROW_NAMES and name != inputs[0] else Role.FULL
+        by_name[name] = roles.get(name, (usual, NONE) if name in optional else usual)
+        if name in roles and (NONE in _listed(by_name[name])) != (name in optional):
+            raise UsageError(
+                f"{function.__name__}: the tensor {name!r} may be absent where its default is None and "
+                f"{NONE!r} is among its roles: say both, as in @op({name}=('row', 'none')), or neither"
+            )
     for name in roles.keys() - set(inputs):
         raise UsageError(f"{function.__name__}: it has no tensor {name!r} to give a role to, only {inputs}")
-    return check_inputs(function.__name__, by_name), check_options(function.__name__, options)
+    return check_signature(function.__name__, by_name, options)
 
 
-def check_inputs(op: str, roles: Mapping[str, str]) -> tuple[Input, ...]:
-    """The inputs of op `op`. Raises UsageError where there are none, or one has a bad name or role."""
+def check_signature(op: str, roles: Mapping[str, Roles], options: Mapping[str, object]) -> Signature:
+    """The inputs and options of op `op`. Raises UsageError naming the one that is wrong."""
+    inputs = check_inputs(op, roles)
+    choices = {name: listed for name, given in roles.items() if len(listed := _listed(given)) > 1}
+    defaults = {name: listed[0] for name, listed in choices.items()}
+    return Signature(inputs, choices, {**defaults, **check_options(op, options)})
+
+
+def _listed(roles: Roles) -> tuple[str, ...]:
+    return (str(roles),) if isinstance(roles, str) else tuple(map(str, roles))
+
+
+def check_inputs(op: str, roles: Mapping[str, Roles]) -> tuple[Input, ...]:
+    """The inputs of op `op`, each in the first role that is not `none`.
+
+    Raises UsageError where there are none, or one has a bad name or role.
+    """
     if not roles:
         raise UsageError(f"{op}: an op needs at least one tensor")
     inputs = []
-    for name, role in roles.items():
+    for name, given in roles.items():
         valid = name.isidentifier() and name.isascii()
         if not valid or name in _TAKEN or _RESERVED.fullmatch(name):
             raise UsageError(f"{op}: the tensor name {name!r} cannot be used in C++: rename it")
-        if role not in tuple(Role):
-            raise UsageError(f"{op}: the role of {name!r} is {role!r}, but must be 'full', 'row' or 'column'")
-        inputs.append(Input(name, Role(role)))
-    if inputs[0].role is not Role.FULL:
-        raise UsageError(f"{op}: the role of the first tensor, {inputs[0].name!r}, must be 'full'")
+        listed = _listed(given)
+        for role in listed:
+            if role not in (*Role, NONE):
+                known = ", ".join(map(repr, map(str, Role)))
+                raise UsageError(f"{op}: the role of {name!r} is {role!r}, but must be one of {known}")
+        present = [Role(role) for role in listed if role != NONE]
+        if not present or len(set(listed)) < len(listed):
+            raise UsageError(
+                f"{op}: the roles of {name!r} are {listed!r}: give one or more, none of them twice"
+            )
+        inputs.append(Input(name, present[0]))
+    first = next(iter(roles))
+    if _listed(roles[first]) != (Role.FULL,):
+        raise UsageError(f"{op}: the role of the first tensor, {first!r}, must be 'full'")
     return tuple(inputs)
 
 
@@ -91,6 +142,13 @@ def check_options(op: str, options: Mapping[str, object]) -> dict[str, Option]:
             )
         checked[name] = default
     return checked
+
+
+def check_role(op: str, name: str, value: object, allowed: Sequence[str]) -> str:
+    """`value` as the role of the tensor `name`, one of `allowed`. Raises UsageError."""
+    if value not in allowed:
+        raise UsageError(f"{op}: option {name} is {value!r}, but must be one of {', '.join(allowed)}")
+    return str(value)
 
 
 def check_option(op: str, name: str, value: object, default: Option) -> Option:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ksearch.errors import UsageError
 from ksearch.operators.program import Input, Node, Program
-from ksearch.operators.signature import check_inputs, check_options
+from ksearch.operators.signature import Signature, check_signature
 from ksearch.types import Config, ConfigValue, Launch, Option, Target, Workload, digest
 
 if TYPE_CHECKING:
@@ -28,15 +28,17 @@ class TemplateOp(ABC):
 
     name: ClassVar[str] = ""
     inputs: ClassVar[Mapping[str, str]] = {"x": "full"}
-    """Name -> role (`full`, `row`, `column`) of each tensor; the first is full."""
+    """Name -> role (`full`, `row`, `column`, `scalar`) of each tensor; the first is full."""
+    outputs: ClassVar[int] = 1
+    """How many tensors `reference` gives and the kernel writes."""
     options: ClassVar[Mapping[str, Option]] = {}
     """Keyword options with their defaults."""
     templates: ClassVar[Mapping[str, str]] = {}
     """Backend (`cpu`, `cuda`) -> name of the template, a file beside the one that defines the class."""
 
     @abstractmethod
-    def reference(self, *tensors: Tensor, **options: Any) -> Tensor:
-        """The same in plain PyTorch, for any dtype; on blocks of rows too."""
+    def reference(self, *tensors: Tensor, **options: Any) -> Tensor | tuple[Tensor, ...]:
+        """The same in plain PyTorch, for any dtype; on blocks of rows too; a tuple if `outputs` is not 1."""
 
     @abstractmethod
     def space(self, workload: Workload, target: Target) -> Mapping[str, Sequence[ConfigValue]]:
@@ -62,10 +64,10 @@ class TemplateOp(ABC):
         """A Program that computes nothing, and changes with the inputs and the text of `reference`."""
         nodes = [Node("input", (item.name,)) for item in inputs]
         nodes.append(Node("source", (digest(inspect.getsource(type(self).reference)),)))
-        return Program(inputs, tuple(nodes), ())
+        return Program(inputs, tuple(nodes), (len(nodes) - 1,) * self.outputs)
 
 
-def check_class(cls: type[TemplateOp]) -> tuple[tuple[Input, ...], dict[str, Option]]:
+def check_class(cls: type[TemplateOp]) -> Signature:
     """The inputs and options of a user's class. Raises UsageError naming the attribute that is wrong."""
     if missing := sorted(cls.__abstractmethods__):
         raise UsageError(f"{cls.__name__}: method {missing[0]!r} is missing")
@@ -75,6 +77,8 @@ def check_class(cls: type[TemplateOp]) -> tuple[tuple[Input, ...], dict[str, Opt
         value = getattr(cls, attribute)
         if not isinstance(value, Mapping):
             raise UsageError(f"{cls.__name__}.{attribute} is {value!r}: it must be a dict")
+    if type(cls.outputs) is not int or cls.outputs < 1:
+        raise UsageError(f"{cls.__name__}.outputs is {cls.outputs!r}: it must be a whole number from 1 on")
     try:
         folder = Path(inspect.getfile(cls)).parent
     except (TypeError, OSError):
@@ -87,4 +91,4 @@ def check_class(cls: type[TemplateOp]) -> tuple[tuple[Input, ...], dict[str, Opt
             raise UsageError(f"{cls.__name__}.templates names backend {backend!r}; there is {known}")
         if not (folder / template).is_file():
             raise UsageError(f"{cls.__name__}.templates[{backend!r}]: there is no file {folder / template}")
-    return check_inputs(cls.__name__, cls.inputs), check_options(cls.__name__, cls.options)
+    return check_signature(cls.__name__, cls.inputs, cls.options)

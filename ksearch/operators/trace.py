@@ -19,22 +19,25 @@ from ksearch.errors import TraceError
 from ksearch.operators.graph import Graph, Value, describe
 from ksearch.operators.lowering import lower
 from ksearch.operators.lowering.table import Marker
-from ksearch.operators.program import Input, Program
+from ksearch.operators.program import Input, Program, as_tuple
 from ksearch.types import Option
 
 ADVICE = "or give the op an own template (ksearch.TemplateOp, docs/own-template.md)"
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
-_BUILTIN = str(Path(__file__).with_name("builtin.py"))
+_BUILTIN = str(Path(__file__).with_name("builtin"))
 
 
-def trace(function: Callable[..., Any], inputs: Sequence[Input], options: Mapping[str, Option]) -> Program:
-    """What `function` computes of `inputs` with these options.
+def trace(
+    function: Callable[..., Any], inputs: Sequence[Input | None], options: Mapping[str, Option]
+) -> Program:
+    """What `function` computes of `inputs` with these options: one tensor, or a tuple of them.
 
+    An input that is None is absent, and the function gets None for it.
     Raises TraceError naming the user's file and line, what is not supported there, and what to do instead.
     """
     tracer = _Tracer()
-    proxies = [tracer.create_proxy("placeholder", item.name, (), {}) for item in inputs]
+    proxies = [item and tracer.create_proxy("placeholder", item.name, (), {}) for item in inputs]
     try:
         result = function(*proxies, **options)
     except TraceError:
@@ -43,14 +46,18 @@ def trace(function: Callable[..., Any], inputs: Sequence[Input], options: Mappin
         text = str(error).strip().splitlines() or [type(error).__name__]
         _refuse(_raised_at(error) or _defined_at(function), f"it cannot run on traced tensors: {text[0]}")
     where = _defined_at(function)
-    if isinstance(result, tuple | list | dict):
-        _refuse(where, "it returns more than one output")
-    if not isinstance(result, fx.Proxy):
-        _refuse(where, f"it returns {describe(result)}, not a tensor computed from its inputs")
-    return _lower(tracer.graph, result.node, inputs)
+    outputs = as_tuple(result)
+    if not outputs:
+        _refuse(where, "it returns an empty tuple, not a tensor computed from its inputs")
+    for number, each in enumerate(outputs):
+        if not isinstance(each, fx.Proxy):
+            what = describe(each) + (f" as output {number}" if len(outputs) > 1 else "")
+            _refuse(where, f"it returns {what}, not a tensor computed from its inputs")
+    present = [item for item in inputs if item is not None]
+    return _lower(tracer.graph, [each.node for each in outputs], present, where)
 
 
-def _lower(graph: fx.Graph, output: fx.Node, inputs: Sequence[Input]) -> Program:
+def _lower(graph: fx.Graph, outputs: Sequence[fx.Node], inputs: Sequence[Input], defined_at: str) -> Program:
     values: dict[fx.Node, Any] = {}
     written = Graph(inputs)
     items = iter(inputs)
@@ -66,16 +73,19 @@ def _lower(graph: fx.Graph, output: fx.Node, inputs: Sequence[Input]) -> Program
             values[node] = lower(name, _plain(args), _plain(kwargs))
         except TraceError as error:
             _refuse(node.meta["where"], str(error))
-    result, where = values[output], output.meta.get("where", "")
-    if not isinstance(result, Value):
-        _refuse(where, f"the result must be a tensor, not {describe(result)}")
-    if not (result.has_rows or result.has_cols):
-        _refuse(where, "the result is the same for every element")
-    if not result.has_cols:
-        _refuse(where, "the result has one value per row: it must have the shape of the first input")
-    if not result.has_rows:
-        _refuse(where, "the result does not depend on any input of the full shape")
-    return written.program(result)
+    for number, output in enumerate(outputs):
+        result = values[output]
+        where = defined_at if output.op == "placeholder" else output.meta["where"]
+        name = "the result" if len(outputs) == 1 else f"output {number}"
+        if not isinstance(result, Value):
+            _refuse(where, f"{name} must be a tensor, not {describe(result)}")
+        if not (result.has_rows or result.has_cols):
+            _refuse(where, f"{name} is the same for every element")
+        if not result.has_cols:
+            _refuse(where, f"{name} has one value per row: it must have the shape of the first input")
+        if not result.has_rows:
+            _refuse(where, f"{name} does not depend on any input of the full shape")
+    return written.program([values[output] for output in outputs])
 
 
 def _plain(thing: Any) -> Any:
@@ -133,7 +143,7 @@ class _Tracer(fx.Tracer):
 
 
 def _is_users(filename: str) -> bool:
-    return filename == _BUILTIN or not filename.startswith((_TORCH, _OWN))
+    return filename.startswith(_BUILTIN) or not filename.startswith((_TORCH, _OWN))
 
 
 def _called_at() -> str:

@@ -13,6 +13,8 @@ import torch
 from torch.autograd import forward_ad
 
 from ksearch.backends import Kernel, LaunchError
+from ksearch.operators.program import as_tuple
+from ksearch.runtime.outputs import Outputs, as_result
 from ksearch.types import Launch, Target, Workload
 
 if TYPE_CHECKING:
@@ -28,56 +30,75 @@ class KernelCall:
     def __init__(self, op: Op, kernel: Kernel, launch: Launch, workload: Workload, target: Target) -> None:
         self._kernel = kernel
         self._rows = workload.rows
-        self._shapes = tuple(torch.Size(shape) for shape in op.input_shapes(workload.shape))
+        options = dict(workload.options)
+        self._shapes = tuple(
+            tuple(map(torch.Size, shapes)) for shapes in op.accepted_shapes(workload.shape, options)
+        )
+        self._count = len(op.program(**options).outputs)
         self._dtype: torch.dtype = getattr(torch, workload.dtype)
         self._index = target.index if target.backend == "cuda" else None
         self._device = torch.device("cpu" if self._index is None else f"cuda:{self._index}")
         self._alignment = launch.alignment
         self._stream = _raw_stream()
 
-    def __call__(self, tensors: tuple[torch.Tensor, ...], out: torch.Tensor | None) -> torch.Tensor | str:
+    def __call__(self, tensors: tuple[torch.Tensor, ...], out: Outputs | None) -> Outputs | str:
         """The result, or why the kernel cannot give it."""
         if len(tensors) != len(self._shapes):
             return f"it takes {len(self._shapes)} tensor(s)"
-        for tensor, shape in zip(tensors, self._shapes, strict=True):
-            if reason := self._misfit(tensor, shape):
-                return f"an input {reason}"
-        if forward_ad._current_level >= 0:
-            return "forward-mode derivatives are being taken"
-        if out is not None and (reason := self._misfit(out, self._shapes[0])):
-            return f"out {reason}"
-        result = torch.empty_like(tensors[0]) if out is None else out
         try:
-            pointers = tuple([tensor.data_ptr() for tensor in tensors] + [result.data_ptr()])
-        except RuntimeError:  # inside torch.func.vmap or grad: torch says that there is no storage
+            for tensor, shapes in zip(tensors, self._shapes, strict=True):
+                if reason := self._misfit(tensor, shapes):
+                    return f"an input {reason}"
+            if forward_ad._current_level >= 0:
+                return "forward-mode derivatives are being taken"
+            if out is None:
+                results = tuple([torch.empty_like(tensors[0]) for _ in range(self._count)])
+            else:
+                results = as_tuple(out)
+                if reason := self._misfit_of_out(results):
+                    return reason
+            pointers = tuple([tensor.data_ptr() for tensor in (*tensors, *results)])
+        except RuntimeError:  # torch has no memory, shape or strides to tell: inside vmap, sparse, nested
             return "a tensor has no memory of its own"
         for pointer in pointers:
             if pointer % self._alignment:
                 return f"a tensor does not start at a multiple of {self._alignment} bytes"
+            if not pointer:  # inside torch.func.functionalize
+                return "a tensor has no memory of its own"
         if out is not None:
-            end = pointers[-1] + out.nbytes
-            for tensor, start in zip(tensors, pointers, strict=False):
-                if start < end and pointers[-1] < start + tensor.nbytes:
-                    return "out overlaps an input"
-            torch.autograd.graph.increment_version(out)  # autograd must see that it was written
+            if reason := _overlap(tensors, results, pointers):
+                return reason
+            for result in results:
+                torch.autograd.graph.increment_version(result)  # autograd must see that it was written
         try:
             self._launch(pointers)
         except LaunchError as error:
             return f"the kernel did not start: {error}"
-        return result
+        return as_result(results)
 
-    def _misfit(self, tensor: torch.Tensor, shape: torch.Size) -> str:
+    def _misfit_of_out(self, results: tuple[torch.Tensor, ...]) -> str:
+        """Why the kernel cannot write into these; empty where it can."""
+        if len(results) != self._count:
+            return f"out is not {self._count} tensor(s)"
+        for number, result in enumerate(results):
+            if reason := self._misfit(result, self._shapes[0]):
+                return f"out[{number}] {reason}" if self._count > 1 else f"out {reason}"
+        return ""
+
+    def _misfit(self, tensor: torch.Tensor, shapes: tuple[torch.Size, ...]) -> str:
         """Why the kernel cannot take this tensor; empty where it can."""
         if type(tensor) not in _PLAIN:
             return "is not a plain tensor"
-        if tensor.shape != shape:
-            return f"is not of shape {tuple(shape)}, for which the kernel was tuned"
+        if tensor.shape not in shapes:
+            return f"is not of shape {tuple(shapes[0])}, for which the kernel was tuned"
         if tensor.dtype is not self._dtype:
             return f"is not {self._dtype}"
         if tensor.device != self._device:
             return f"is not on {self._device}"
         if not tensor.is_contiguous():
             return "is not contiguous"
+        if tensor.is_neg():
+            return "is negated when it is read, as conj().imag is"
         if tensor.requires_grad and torch.is_grad_enabled():
             return "requires a gradient, which kernels do not give"
         return ""
@@ -91,6 +112,25 @@ class KernelCall:
         else:
             with torch.cuda.device(index):
                 self._kernel(pointers, self._rows, self._stream(index))
+
+
+def is_traced() -> bool:
+    """Whether something records what PyTorch runs, or runs it in another way: a compiler, torch.jit.trace,
+    make_fx, a mode of fake tensors. It must see PyTorch's own functions, and may have no values yet."""
+    compiling: bool = torch.compiler.is_compiling()
+    return compiling or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _overlap(
+    tensors: tuple[torch.Tensor, ...], results: tuple[torch.Tensor, ...], pointers: tuple[int, ...]
+) -> str:
+    """Whether a result shares memory with an input or another result; empty where none does."""
+    sizes = [tensor.nbytes for tensor in (*tensors, *results)]
+    for k in range(len(tensors), len(pointers)):
+        for j in range(k):
+            if pointers[j] < pointers[k] + sizes[k] and pointers[k] < pointers[j] + sizes[j]:
+                return "out overlaps an input" if j < len(tensors) else "two tensors of out overlap"
+    return ""
 
 
 def _raw_stream() -> Callable[[int], int]:

@@ -6,14 +6,15 @@ The answer is always right: what a kernel cannot take runs PyTorch, and the log 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ksearch.errors import UsageError
-from ksearch.runtime.call import KernelCall
+from ksearch.operators.program import as_tuple
+from ksearch.runtime.call import KernelCall, is_traced
 from ksearch.runtime.notice import warn_once
+from ksearch.runtime.outputs import Outputs, as_result, write
 from ksearch.types import Option, Target, Winner, Workload
 
 if TYPE_CHECKING:
@@ -52,19 +53,26 @@ class Handle:
         """None where the op has no kernels for such tensors at all."""
         self.target = target
         self.winner = winner
-        self._options = dict(options)
+        self._function = op.caller(options)
+        self._count = len(op.inputs_for(options))
         self._call = call
 
-    def __call__(self, *tensors: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The op of these tensors, into `out` where it is given. Raises UsageError where it does not fit."""
+    def __call__(self, *tensors: torch.Tensor, out: Outputs | None = None) -> Outputs:
+        """The op of these tensors, into `out` where it is given: a tuple of tensors, as is the result, where
+        the op has several outputs. Raises UsageError where it does not fit.
+
+        A tensor that this workload does not have may be left out or be None.
+        """
+        if len(tensors) != self._count:
+            tensors = tuple([tensor for tensor in tensors if tensor is not None])
         call = self._call
-        if call is not None and not torch.compiler.is_compiling():
+        if call is not None and not is_traced():
             result = call(tensors, out)
-            if isinstance(result, torch.Tensor):
+            if not isinstance(result, str):
                 return result
             key = (self.workload, self.target and self.target.key, result)
             warn_once(key, f"a call of {self.workload} runs PyTorch, because {result}")
-        return run_pytorch(self.op, self._options, tensors, out)
+        return call_pytorch(self.op.name, self._function, tensors, {}, out)
 
     def __repr__(self) -> str:
         if self.winner is None or self.target is None:
@@ -75,24 +83,17 @@ class Handle:
         return f"<ksearch {self.workload} on {self.target.device}: {self.match}, runs {runs}>"
 
 
-def run_pytorch(
-    op: Op, options: Mapping[str, Option], tensors: tuple[torch.Tensor, ...], out: torch.Tensor | None
-) -> torch.Tensor:
-    """The op's own function; like a kernel it keeps the dtype, whatever autocast would make of it."""
-    kind = tensors[0].device.type if tensors and isinstance(tensors[0], torch.Tensor) else "cpu"
+def call_pytorch(
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    named: Mapping[str, Any],
+    out: Outputs | None,
+) -> Outputs:
+    """A function of PyTorch; like a kernel it keeps the dtype, whatever autocast would make of it."""
+    kind = args[0].device.type if args and isinstance(args[0], torch.Tensor) else "cpu"
     if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
-            return run_pytorch(op, options, tensors, out)
-    result: torch.Tensor = op.reference(*tensors, **options)
-    if out is None:
-        return result
-    if (out.shape, out.dtype, out.device) != (result.shape, result.dtype, result.device):
-        raise UsageError(
-            f"{op.name}: out is {_describe(out)}, but the result is {_describe(result)}; "
-            "make it with torch.empty_like"
-        )
-    return out.copy_(result)
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+            return call_pytorch(name, function, args, named, out)
+    results = as_tuple(function(*args, **named))
+    return as_result(results) if out is None else write(name, results, out)

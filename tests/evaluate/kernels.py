@@ -114,6 +114,40 @@ CPU_WRONG = {
     "exits": ("std::_Exit(7);", Status.CRASHED, "exit status 7"),
 }
 
+CPU_PAIR_PROLOGUE = """
+#include <cstdint>
+constexpr int64_t COLS = {cols};
+extern "C" void ksearch_kernel(
+    const float* in0, const float* in1, float* out0, float* out1, int64_t rows, int32_t threads) {{
+  const int64_t size = rows * COLS;
+"""
+_SUM = "for (int64_t i = 0; i < size; i++) out0[i] = in0[i] + in1[i];"
+_DIFFERENCE = "for (int64_t i = 0; i < size; i++) out1[i] = in0[i] - in1[i];"
+CPU_PAIR = _SUM + _DIFFERENCE
+
+# Each computes a sum and a difference, but for one thing.
+CPU_PAIR_WRONG = {
+    "second unwritten": (_SUM, Status.WRONG, "output 1: left elements of the result unwritten"),
+    "first unwritten": (_DIFFERENCE, Status.WRONG, "output 0: left elements of the result unwritten"),
+    "second wrong": (
+        CPU_PAIR + "out1[size - 1] += 1 + out1[size - 1];",
+        Status.WRONG,
+        "output 1: error is",
+    ),
+    "swapped": (
+        CPU_PAIR.replace("out0", "other").replace("out1", "out0").replace("other", "out1"),
+        Status.WRONG,
+        "output [01]: (error is|NaN or)",
+    ),
+    "all in the first": (CPU_PAIR.replace("out1", "out0"), Status.WRONG, "output 1: left elements"),
+    "second too long": (CPU_PAIR + "out1[size] = 0;", Status.OUT_OF_BOUNDS, "output 1: wrote outside"),
+    "second random": (
+        CPU_PAIR + "static int calls = 0; out1[7] = ++calls;",
+        Status.NONDETERMINISTIC,
+        "output 1: two runs",
+    ),
+}
+
 CUDA_PROLOGUE = """
 constexpr long long COLS = {cols};
 __device__ unsigned int calls = 0;
@@ -127,6 +161,36 @@ extern "C" __global__ void ksearch_kernel(const float* in0, float* out0, long lo
   for (long long i = 0; i < COLS; i++) m = (x[i] > m || x[i] != x[i]) ? x[i] : m;
   for (long long i = 0; i < COLS; i++) s += expf(x[i] - m);
 """
+CUDA_PAIR_PROLOGUE = """
+constexpr long long COLS = {cols};
+extern "C" __global__ void ksearch_kernel(
+    const float* in0, const float* in1, float* out0, float* out1, long long rows) {{
+  const long long first = blockIdx.x * COLS, end = first + COLS;
+  if (blockIdx.x >= rows) return;
+"""
+_CUDA_SUM = "for (long long i = first + threadIdx.x; i < end; i += blockDim.x) out0[i] = in0[i] + in1[i];"
+_CUDA_DIFFERENCE = _CUDA_SUM.replace("out0", "out1").replace("+ in1", "- in1")
+CUDA_PAIR = _CUDA_SUM + _CUDA_DIFFERENCE
+CUDA_PAIR_WRONG = {
+    "second unwritten": (_CUDA_SUM, Status.WRONG, "output 1: left elements of the result unwritten"),
+    "second wrong": (
+        CUDA_PAIR
+        + "if (end == rows * COLS && threadIdx.x == (COLS - 1) % blockDim.x) out1[end - 1] += 1e6f;",
+        Status.WRONG,
+        "output 1: (error is|NaN or)",
+    ),
+    "swapped": (
+        CUDA_PAIR.replace("out0", "other").replace("out1", "out0").replace("other", "out1"),
+        Status.WRONG,
+        "output [01]: (error is|NaN or)",
+    ),
+    "second too long": (
+        CUDA_PAIR + "if (first == 0) out1[rows * COLS] = 0;",
+        Status.OUT_OF_BOUNDS,
+        "output 1: wrote outside",
+    ),
+}
+
 _CUDA_OUT = "for (long long i = 0; i < COLS; i++) y[i] = expf(x[i] - m) / (float)s; "
 CUDA_SOFTMAX = _CUDA_OUT
 CUDA_WRONG = {
@@ -172,16 +236,18 @@ CUDA_WRONG = {
 }
 
 
-def source(body: str, cols: int, arch: str = "") -> Source:
+def source(body: str, cols: int, arch: str = "", prologue: str = "") -> Source:
     """The source of a kernel by its body; for the CPU unless an architecture is given."""
-    prologue = CUDA_PROLOGUE if arch else CPU_PROLOGUE
+    prologue = prologue or (CUDA_PROLOGUE if arch else CPU_PROLOGUE)
     text = prologue.format(cols=cols) + body + "\n}\n"
     return Source(text, "cuda", arch) if arch else Source(text, "cpu", "native")
 
 
-def build(body: str, cols: int, folder: Path, launch: Launch | None = None, arch: str = "") -> Candidate:
+def build(
+    body: str, cols: int, folder: Path, launch: Launch | None = None, arch: str = "", prologue: str = ""
+) -> Candidate:
     backend = backends.get("cuda" if arch else "cpu")
-    compiled = backend.compile(source(body, cols, arch))
+    compiled = backend.compile(source(body, cols, arch, prologue))
     identity = digest(compiled.binary)
     binary = folder / f"{identity[:16]}.{backend.extension}"
     binary.write_bytes(compiled.binary)

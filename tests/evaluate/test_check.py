@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from ksearch.evaluate.buffers import Guarded
 from ksearch.evaluate.check import Run, Subset, check_whole
 from ksearch.evaluate.messages import Finding, Job
 from ksearch.evaluate.problem import Problem
+from ksearch.operators.program import as_tuple
 from ksearch.types import Status
 
 OPS = """
@@ -36,6 +39,15 @@ def normed(x, weight, scale, *, eps=1e-6):
 @ksearch.op
 def added(x, y):
     return x + y
+
+@ksearch.op
+def pair(x, y):
+    return x.sigmoid(), x + y
+
+@ksearch.op
+def sum_and_norm(x, residual, weight, *, eps=1e-6):
+    total = x + residual
+    return total * torch.rsqrt((total * total).mean(-1, keepdim=True) + eps) * weight, total
 """
 
 
@@ -53,15 +65,15 @@ def problem(op: str, shape: tuple[int, ...], dtype: str = "float32", **limits: i
     )
 
 
-def kernel(
-    function: Callable[..., torch.Tensor], flaw: Callable[[torch.Tensor], object] | None = None
-) -> Run:
-    """A candidate that computes `function`, and then does one thing to the result."""
+def kernel(function: Callable[..., Any], flaw: Callable[..., object] | None = None) -> Run:
+    """A candidate that computes `function`, and then does one thing to the results."""
 
-    def run(tensors: Sequence[Guarded], output: Guarded) -> None:
-        output.values.copy_(function(*(tensor.values for tensor in tensors)))
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        results = as_tuple(function(*(tensor.values for tensor in tensors)))
+        for output, result in zip(outputs, results, strict=True):
+            output.values.copy_(result)
         if flaw is not None:
-            flaw(output.values)
+            flaw(*(output.values for output in outputs))
 
     return run
 
@@ -82,6 +94,9 @@ CASES = [
     ("normed", (40, 100)),
     ("normed", (3, 4)),
     ("added", (40, 100)),
+    ("pair", (7, 13)),
+    ("pair", (50_000,)),
+    ("sum_and_norm", (40, 100)),
 ]
 
 
@@ -100,8 +115,13 @@ def test_pytorch_itself_is_right_on_every_shape(
 @pytest.mark.parametrize(("op", "shape"), CASES, ids=str)
 def test_one_percent_off_is_wrong_on_every_shape(op: str, shape: tuple[int, ...], ops: Path) -> None:
     subject = problem(op if op in ("softmax", "sigmoid") else f"{ops}:{op}", shape)
-    for finding in find(subject, kernel(subject.function, lambda result: result.mul_(1.01))):
-        assert finding.status is Status.WRONG, finding
+    for position in range(len(subject.outputs)):
+
+        def flaw(*results: torch.Tensor, position: int = position) -> None:
+            results[position].mul_(1.01)
+
+        for finding in find(subject, kernel(subject.function, flaw)):
+            assert finding.status is Status.WRONG, finding
 
 
 def test_rows_stay_whole_where_they_may_mean_something(tmp_path: Path) -> None:
@@ -140,12 +160,87 @@ def test_weights_and_scales_are_really_used(ops: Path) -> None:
         assert [finding.status for finding in find(subject, kernel(wrong))] == [Status.WRONG] * 2
 
 
+def _second_unwritten(subject: Problem) -> Run:
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        outputs[0].values.copy_(subject.function(*(tensor.values for tensor in tensors))[0])
+
+    return run
+
+
+def _swapped(subject: Problem) -> Run:
+    return kernel(lambda *tensors: subject.function(*tensors)[::-1])
+
+
+def _both_the_first(subject: Problem) -> Run:
+    return kernel(lambda *tensors: subject.function(*tensors)[:1] * 2)
+
+
+def _second_random(subject: Problem) -> Run:
+    calls = iter(range(1000))
+    return kernel(subject.function, lambda first, second: second[-1, -1].fill_(float(next(calls))))
+
+
+def _second_too_long(subject: Problem) -> Run:
+    right = kernel(subject.function)
+
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        right(tensors, outputs)
+        outputs[1].raw[outputs[1].raw.numel() - 1] = 0
+
+    return run
+
+
+def _second_last_element(subject: Problem) -> Run:
+    return kernel(subject.function, lambda first, second: second[-1].mul_(1.01))
+
+
+WRONG_OUTPUTS = {
+    "unwritten": (_second_unwritten, Status.WRONG, "output 1: left elements of the result unwritten"),
+    "swapped": (_swapped, Status.WRONG, "output [01]: (error is|NaN or)"),
+    "both the first": (_both_the_first, Status.WRONG, "output 1: (error is|NaN or)"),
+    "random": (_second_random, Status.NONDETERMINISTIC, "output 1: two runs"),
+    "too long": (_second_too_long, Status.OUT_OF_BOUNDS, "output 1: wrote outside its output"),
+    "last row": (_second_last_element, Status.WRONG, "output 1: error is"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_OUTPUTS)
+@pytest.mark.parametrize("op", ["pair", "sum_and_norm"])
+def test_what_is_wrong_with_one_of_two_outputs_is_found_and_said(op: str, name: str, ops: Path) -> None:
+    subject = problem(f"{ops}:{op}", (39, 100))
+    make, status, message = WRONG_OUTPUTS[name]
+    for finding in find(subject, make(subject)):
+        assert finding.status is status, finding
+        assert re.match(message, finding.message), finding
+        assert finding.healthy is (status is not Status.OUT_OF_BOUNDS)
+
+
+def test_the_ceiling_moves_every_input_and_output(ops: Path) -> None:
+    subject = problem(f"{ops}:sum_and_norm", (40, 100))
+    copy, scale = subject.ceiling()
+    moved = copy()
+    assert isinstance(moved, torch.Tensor)
+    assert 2 * moved.numel() * scale == 4 * 4000 + 100
+
+
+def test_each_output_is_off_alignment_by_itself(ops: Path) -> None:
+    subject = problem(f"{ops}:pair", (40, 100))
+    seen: set[tuple[int, ...]] = set()
+
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        seen.add(tuple(output.pointer % 16 for output in outputs))
+        kernel(subject.function)(tensors, outputs)
+
+    assert Subset(subject, seed=1).check(run, misaligned=True).status is Status.PASSED
+    assert seen == {(0, 0), (4, 8)}
+
+
 @pytest.mark.parametrize("position", [0, 1, -1])
 def test_any_input_that_is_changed_is_noticed(position: int, ops: Path) -> None:
     subject = problem(f"{ops}:normed", (40, 100))
 
-    def run(tensors: Sequence[Guarded], output: Guarded) -> None:
-        kernel(subject.function)(tensors, output)
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        kernel(subject.function)(tensors, outputs)
         tensors[position].values[0, 0] += 1
 
     finding = Subset(subject, seed=1).check(run, misaligned=False)
@@ -172,9 +267,9 @@ def test_the_final_check_uses_other_values_than_the_screening() -> None:
     subject = problem("softmax", (40, 100))
     seen: list[torch.Tensor] = []
 
-    def run(tensors: Sequence[Guarded], output: Guarded) -> None:
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
         seen.append(tensors[0].values.clone())
-        kernel(subject.function)(tensors, output)
+        kernel(subject.function)(tensors, outputs)
 
     find(subject, run)
     assert not torch.equal(seen[0][0], seen[-1][0])
@@ -185,9 +280,9 @@ def test_misaligned_bases_are_tried_when_asked() -> None:
     subset = Subset(subject, seed=1)
     remainders: set[int] = set()
 
-    def run(tensors: Sequence[Guarded], output: Guarded) -> None:
-        remainders.update((tensors[0].pointer % 16, output.pointer % 16))
-        kernel(subject.function)(tensors, output)
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        remainders.update((tensors[0].pointer % 16, outputs[0].pointer % 16))
+        kernel(subject.function)(tensors, outputs)
 
     assert subset.check(run, misaligned=False).status is Status.PASSED
     assert remainders == {0}
@@ -199,9 +294,9 @@ def test_every_kind_of_row_is_seen_even_by_a_workload_of_one_row() -> None:
     subject = problem("softmax", (1, 50))
     kinds: list[torch.Tensor] = []
 
-    def run(tensors: Sequence[Guarded], output: Guarded) -> None:
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
         kinds.append(tensors[0].values[0].clone())
-        kernel(subject.function)(tensors, output)
+        kernel(subject.function)(tensors, outputs)
 
     Subset(subject, seed=1).check(run, misaligned=False)
     assert any((row == -torch.inf).all() for row in kinds)
@@ -214,6 +309,12 @@ def test_subsets_are_bounded_and_odd() -> None:
     assert rows * 4000 <= check._SUBSET_BYTES["cpu"] < (rows + 2) * 4000
     assert rows % 2 == 1
     assert Subset(problem("softmax", (5, 1_000_000)), seed=1).rows == 3
+
+
+def test_every_output_counts_in_memory(ops: Path) -> None:
+    """Two inputs, two outputs and PyTorch's own two results: six times 80 MB."""
+    with pytest.raises(BadShape, match=r"needs at least 0\.5 GB"):
+        problem(f"{ops}:pair", (1000, 20_000), memory_limit_bytes=479 * 10**6)
 
 
 def test_too_large_for_the_memory_is_refused_before_allocating() -> None:
@@ -237,8 +338,8 @@ def test_the_whole_check_needs_bounded_memory() -> None:
         before = peak_kb()
         op = operators.resolve("softmax")
         problem = Problem(Job("softmax", op.workload((6000, 4000)), backends.get("cpu").target()))
-        def run(tensors, output):
-            torch.softmax(tensors[0].values, -1, out=output.values)
+        def run(tensors, outputs):
+            torch.softmax(tensors[0].values, -1, out=outputs[0].values)
         print(check_whole(problem, run).status)
         print((peak_kb() - before) // 1024)
     """)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ksearch.evaluate import inputs
-from ksearch.evaluate.tolerance import Judgement, Reference, read
+from ksearch.evaluate.tolerance import Judgement, Reference, read, references
 from ksearch.operators.program import Input
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -28,9 +28,23 @@ def values(
     return x
 
 
+def reference_of(
+    function: Callable[..., torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    *,
+    pointwise: bool,
+    first_kind: int = 0,
+) -> Reference:
+    """What is right for the one output of `function`."""
+    (reference,) = references(
+        lambda *tensors: (function(*tensors),), inputs, pointwise=pointwise, first_kind=first_kind
+    )
+    return reference
+
+
 def judge(function: Function, candidate: Function, dtype: torch.dtype, pointwise: bool = False) -> Judgement:
     x = values(dtype, pointwise=pointwise)
-    reference = Reference(function, [x], pointwise=pointwise)
+    reference = reference_of(function, [x], pointwise=pointwise)
     return read([reference.judge(candidate(x.clone())).tolist()])
 
 
@@ -120,7 +134,7 @@ def test_overflow_of_the_dtype_is_right_either_way(dtype: torch.dtype) -> None:
     """float64 knows 2 * max; PyTorch says inf. Saturating is neither."""
     info = torch.finfo(dtype)
     x = torch.full((19, 8), info.max, dtype=dtype)
-    reference = Reference(lambda t: t * 2, [x], pointwise=True)
+    reference = reference_of(lambda t: t * 2, [x], pointwise=True)
     assert is_right(read([reference.judge(torch.full_like(x, torch.inf)).tolist()]))
     assert not is_right(read([reference.judge(torch.full_like(x, info.max)).tolist()]))
     assert not is_right(read([reference.judge(torch.full_like(x, -torch.inf)).tolist()]))
@@ -129,7 +143,7 @@ def test_overflow_of_the_dtype_is_right_either_way(dtype: torch.dtype) -> None:
 
 def test_one_element_off_is_found_and_its_row_named() -> None:
     x = values(torch.float32)
-    reference = Reference(softmax, [x], pointwise=False)
+    reference = reference_of(softmax, [x], pointwise=False)
     for row, kind in [(0, "uniform"), (9, "special:equal"), (57 + 13, "special:zeros")]:
         result = softmax(x)
         result[row, 500] *= 1.0001
@@ -144,7 +158,7 @@ def test_a_functions_own_float_means_double_in_the_reference() -> None:
         return (wide / wide.square().mean(-1, True, dtype=torch.float32).sqrt()).to(x.dtype)
 
     x = values(torch.float32)[:1]
-    reference = Reference(upcast, [x], pointwise=False)
+    reference = reference_of(upcast, [x], pointwise=False)
     error = read([reference.judge(upcast(x)).tolist()]).errors["uniform"]
     assert 0 < error.candidate == error.baseline  # against itself in float32 it would be 0
 
@@ -154,7 +168,7 @@ def test_errors_of_parts_are_put_together() -> None:
     vectors = []
     for part in inputs.split(ROWS, COLS, flat=False, max_elements=7 * COLS):
         block = x[part.first : part.first + part.lines]
-        reference = Reference(softmax, [block], pointwise=False, first_kind=part.first)
+        reference = reference_of(softmax, [block], pointwise=False, first_kind=part.first)
         result = softmax(block)
         if part.first == 7:
             result[5, 3] *= 1.5  # row 12 of the whole: uniform
@@ -169,7 +183,7 @@ def test_errors_of_parts_are_put_together() -> None:
 def test_cancellation_does_not_reject_by_luck(seed: int) -> None:
     """Near x = -0.25 both terms cancel and every relative error is luck; fused multiply-add is as right."""
     x = values(torch.float32, 1900, pointwise=True, seed=seed)
-    reference = Reference(lambda t: t + 0.5 * t.sigmoid(), [x], pointwise=True)
+    reference = reference_of(lambda t: t + 0.5 * t.sigmoid(), [x], pointwise=True)
     fused = (x.double() + (0.5 * x.sigmoid()).double()).float()
     assert is_right(read([reference.judge(fused).tolist()]))
 
@@ -184,7 +198,7 @@ def test_cancellation_after_a_reduction_does_not_reject_by_luck() -> None:
         return F.layer_norm(x, (COLS,), weight, bias)
 
     blocks = [x, weight, bias]
-    reference = Reference(norm, blocks, pointwise=False)
+    reference = reference_of(norm, blocks, pointwise=False)
     right = norm(*blocks)
     # One ulp of the terms on the smallest element of each row: far more than 4 times PyTorch's error there.
     nudged = right.clone()
@@ -203,7 +217,7 @@ def test_where_pytorch_overflows_the_best_possible_result_is_right() -> None:
 
     x = torch.full((19, 100), 7.6e-6, dtype=torch.float16)
     assert l2norm(x).isinf().all()
-    reference = Reference(l2norm, [x], pointwise=False)
+    reference = reference_of(l2norm, [x], pointwise=False)
     assert is_right(read([reference.judge(l2norm(x.double()).half()).tolist()]))
     assert is_right(read([reference.judge(l2norm(x)).tolist()]))
     assert not is_right(read([reference.judge(0.99 * l2norm(x.double()).half()).tolist()]))

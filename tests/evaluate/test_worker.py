@@ -82,6 +82,36 @@ def test_every_planted_error_gets_its_status(
     assert worker.respawns == respawns + (0 if harmless else 1)
 
 
+@pytest.fixture(scope="module")
+def pair_worker(folder: Path) -> Iterator[Worker]:
+    ops = folder / "pair_op.py"
+    ops.write_text("import ksearch\n@ksearch.op\ndef sum_and_difference(x, y):\n    return x + y, x - y\n")
+    with Worker(job(f"{ops}:sum_and_difference"), timeout_s=4.0) as worker:
+        worker.start()
+        yield worker
+
+
+def test_a_right_kernel_of_two_outputs_passes_and_races(pair_worker: Worker, folder: Path) -> None:
+    candidate = kernels.build(kernels.CPU_PAIR, COLS, folder, prologue=kernels.CPU_PAIR_PROLOGUE)
+    assert pair_worker.screen(candidate).status is Status.PASSED
+    (entry,) = pair_worker.finals([candidate], budget_s=0.2).entries
+    assert entry.outcome.status is Status.PASSED
+    assert set(entry.errors) == {"uniform", "normal", "spike", "special"}
+
+
+@pytest.mark.parametrize("name", kernels.CPU_PAIR_WRONG)
+def test_an_error_in_one_of_two_outputs_is_found_and_said(
+    name: str, pair_worker: Worker, folder: Path
+) -> None:
+    body, status, message = kernels.CPU_PAIR_WRONG[name]
+    candidate = kernels.build(body, COLS, folder, prologue=kernels.CPU_PAIR_PROLOGUE)
+    outcome = pair_worker.screen(candidate)
+    assert outcome.status is status, outcome
+    assert re.match(message, outcome.message), outcome.message
+    (entry,) = pair_worker.finals([candidate], budget_s=0.1).entries
+    assert entry.outcome.status is status, entry.outcome
+
+
 def test_a_binary_that_does_not_load_is_a_launch_error(
     worker: Worker, right: Candidate, folder: Path
 ) -> None:
@@ -120,6 +150,19 @@ def test_finals_pair_the_samples_and_check_the_whole_workload(
     assert 0 < errors["normal"].baseline < 1e-6
     assert 0 < errors["normal"].candidate < 1e-6
     assert "torch" in finals.environment
+
+
+def test_only_the_fastest_are_checked_whole_where_that_is_enough(
+    worker: Worker, right: Candidate, folder: Path
+) -> None:
+    """A wrong one does not count, however fast."""
+    fast_and_wrong = kernels.build("out0[0] = 1.0f;", COLS, folder)
+    slower, slowest = (kernels.build(kernels.CPU_SOFTMAX * times, COLS, folder) for times in (6, 12))
+    candidates = [slowest, right, fast_and_wrong, slower]
+    finals = worker.finals(candidates, budget_s=0.5, enough=1)
+    assert [e.outcome.status for e in finals.entries] == [*[Status.PASSED] * 2, Status.WRONG, Status.PASSED]
+    assert [bool(entry.errors) for entry in finals.entries] == [False, True, False, False]
+    assert [bool(entry.samples_us) for entry in finals.entries] == [True, True, False, True]
 
 
 def test_a_finalist_that_is_wrong_beyond_the_screened_rows_is_caught(folder: Path) -> None:

@@ -84,6 +84,25 @@ def test_every_planted_error_gets_its_status(
     assert worker.respawns == respawns + (0 if harmless else 1)
 
 
+def test_an_error_in_one_of_two_outputs_is_found_and_said(folder: Path) -> None:
+    ops = folder / "pair_op.py"
+    ops.write_text("import ksearch\n@ksearch.op\ndef sum_and_difference(x, y):\n    return x + y, x - y\n")
+    found, device = operators.resolve(f"{ops}:sum_and_difference"), backends.get("cuda").target()
+
+    def make(body: str) -> Candidate:
+        return kernels.build(body, COLS, folder, LAUNCH, device.arch, kernels.CUDA_PAIR_PROLOGUE)
+
+    with Worker(Job(found.location, found.workload((ROWS, COLS)), device)) as worker:
+        worker.start()
+        assert worker.screen(make(kernels.CUDA_PAIR)).status is Status.PASSED
+        for body, status, message in kernels.CUDA_PAIR_WRONG.values():
+            outcome = worker.screen(make(body))
+            assert outcome.status is status, outcome
+            assert re.match(message, outcome.message), outcome.message
+        (entry,) = worker.finals([make(kernels.CUDA_PAIR)], budget_s=0.2).entries
+        assert entry.outcome.status is Status.PASSED
+
+
 def test_what_the_driver_refuses_is_a_launch_error_and_costs_nothing(
     worker: Worker, right: Candidate
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -14,11 +15,19 @@ from ksearch.operators.program import Kind, Program, Role, Schedule
 
 _INCLUDE = Path(__file__).parents[2] / "templates" / "include"
 _NEUTRAL = {Kind.SUM: "0.0f", Kind.MAX: "-KS_INFINITY", Kind.MIN: "KS_INFINITY", Kind.SUM_EXP: "0.0f"}
+_NEUTRAL[Kind.SUM_SQUARES] = "0.0f"
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
-def run(program: Program, online: bool, lanes: int, folder: Path, *tensors: Tensor) -> Tensor:
-    """The output for float32 `tensors`; T is a vector of `lanes` floats, and the columns a multiple of it."""
+def run(program: Program, online: Collection[Kind], lanes: int, folder: Path, *tensors: Tensor) -> Tensor:
+    """The first output; see `run_all`."""
+    return run_all(program, online, lanes, folder, *tensors)[0]
+
+
+def run_all(
+    program: Program, online: Collection[Kind], lanes: int, folder: Path, *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    """Every output for float32 `tensors`; T is a vector of `lanes` floats, the columns a multiple of it."""
     cols = tensors[0].shape[-1]
     assert cols % lanes == 0
     assert COMPILER is not None
@@ -41,19 +50,21 @@ def run(program: Program, online: bool, lanes: int, folder: Path, *tensors: Tens
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    output = torch.full_like(tensors[0], -12345.0)
-    pointers = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+    outputs = tuple(torch.full_like(tensors[0], -12345.0) for _ in program.outputs)
+    pointers, places = (
+        (ctypes.c_void_p * len(each))(*(tensor.data_ptr() for tensor in each)) for each in (tensors, outputs)
+    )
     rows = tensors[0].numel() // cols
-    ctypes.CDLL(str(binary)).run(pointers, ctypes.c_void_p(output.data_ptr()), ctypes.c_longlong(rows))
-    return output
+    ctypes.CDLL(str(binary)).run(pointers, places, ctypes.c_longlong(rows))
+    return outputs
 
 
 def _source(program: Program, schedule: Schedule, cols: int, lanes: int) -> str:
     includes = [f'#include "include/{name}"' for name in ("simd.hpp", "math.hpp")]
     body = ["Row row{};"]
     for k, item in enumerate(program.inputs):
-        if item.role is Role.COLUMN:
-            body.append(f"row.{item.name} = in[{k}][r];")
+        if item.role.by_row:
+            body.append(f"row.{item.name} = in[{k}][{'r' if item.role is Role.COLUMN else '0'}];")
     body.append("begin(row);")
     for number, stage in enumerate(schedule.stages):
         count = len(stage.reductions)
@@ -77,8 +88,9 @@ def _source(program: Program, schedule: Schedule, cols: int, lanes: int) -> str:
     body += [
         "for (long long c = 0; c < COLS; c += LANES) {",
         *_load(program, schedule.output_inputs),
-        "  T value[1]; output<T>(e, row, value);",
-        "  for (int l = 0; l < LANES; ++l) out[r * COLS + c + l] = lane(value[0], l);",
+        f"  T value[{len(program.outputs)}]; output<T>(e, row, value);",
+        f"  for (int k = 0; k < {len(program.outputs)}; ++k)",
+        "    for (int l = 0; l < LANES; ++l) out[k][r * COLS + c + l] = lane(value[k], l);",
         "}",
     ]
     return "\n".join(
@@ -89,7 +101,7 @@ def _source(program: Program, schedule: Schedule, cols: int, lanes: int) -> str:
             "using T = ks::Simd<LANES>::Float;",
             "static float lane(const T& v, int l) { return reinterpret_cast<const float*>(&v)[l]; }",
             schedule.text,
-            'extern "C" void run(const float* const* in, float* out, long long rows) {',
+            'extern "C" void run(const float* const* in, float* const* out, long long rows) {',
             "  for (long long r = 0; r < rows; ++r) {",
             *body,
             "  }",
@@ -99,9 +111,9 @@ def _source(program: Program, schedule: Schedule, cols: int, lanes: int) -> str:
 
 
 def _sums_first(schedule: Schedule, number: int) -> list:  # type: ignore[type-arg]
-    """An online sum is rescaled while the old maximum is still known, so before its MAX is taken."""
+    """An online sum needs the old maximum or mean, so it comes before its anchor."""
     numbered = list(enumerate(schedule.stages[number].reductions))
-    return sorted(numbered, key=lambda pair: pair[1].kind is not Kind.SUM_EXP)
+    return sorted(numbered, key=lambda pair: pair[1].anchor is None)
 
 
 def _combine(total: str, k: int, kind: Kind, anchor: int | None) -> str:
@@ -109,6 +121,9 @@ def _combine(total: str, k: int, kind: Kind, anchor: int | None) -> str:
         both = f"ks::max({total}[{anchor}], v[{k}])"
         old = f"({total}[{k}] == 0.0f ? 0.0f : {total}[{k}] * ks::exp({total}[{anchor}] - {both}))"
         return f"{total}[{k}] = {old} + ks::exp(v[{k}] - {both});"
+    if kind is Kind.SUM_SQUARES:  # Welford's update; c + l elements have been seen
+        apart = f"(c + l == 0 ? 0.0f : v[{k}] - {total}[{anchor}] / float(c + l))"
+        return f"{total}[{k}] += {apart} * {apart} * (float(c + l) / float(c + l + 1));"
     if kind is Kind.SUM:
         return f"{total}[{k}] += v[{k}];"
     return f"{total}[{k}] = ks::{kind.value}({total}[{k}], v[{k}]);"

@@ -24,7 +24,12 @@ _FUNCTIONS = {
 
 
 def evaluate(program: Program, *tensors: Tensor) -> Tensor:
-    """The program's output for float64 inputs, broadcast to the shape of the first."""
+    """The program's first output for float64 inputs, broadcast to the shape of the first."""
+    return evaluate_all(program, *tensors)[0]
+
+
+def evaluate_all(program: Program, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Every output."""
     given = {item.name: tensor for item, tensor in zip(program.inputs, tensors, strict=True)}
     cols = torch.tensor(float(tensors[0].shape[-1]), dtype=torch.float64)
     values: list[Tensor] = []
@@ -37,7 +42,7 @@ def evaluate(program: Program, *tensors: Tensor) -> Tensor:
             values.append(cols)
         else:
             values.append(_FUNCTIONS[node.op](*(values[i] for i in node.operands)))
-    return values[program.outputs[0]].expand(tensors[0].shape)
+    return tuple(values[index].expand(tensors[0].shape) for index in program.outputs)
 
 
 def nasty(cols: int = 24) -> Tensor:

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 
 from ksearch.errors import BadShape, TraceError, UnsupportedDtype, UsageError
 from ksearch.operators import Op
+from ksearch.operators.program import Input, Role
 from ksearch.operators.signature import read_signature
 
 
-def make(function: Any, **roles: str) -> Op:
-    inputs, options = read_signature(function, roles)
-    return Op(function.__name__, function, inputs, options, f"/nowhere/ops.py:{function.__name__}")
+def make(function: Any, **roles: Any) -> Op:
+    read = read_signature(function, roles)
+    location = f"/nowhere/ops.py:{function.__name__}"
+    return Op(function.__name__, function, read.inputs, read.options, location, choices=read.choices)
 
 
 def rmsnorm(x: Any, weight: Any, *, eps: float = 1e-6, scale: float = 1.0) -> Any:
@@ -62,6 +64,17 @@ def test_the_function_must_keep_shape_and_dtype() -> None:
     assert make(grows, y="row").workload((4, 9)).shape == (4, 9)
 
 
+def test_every_output_must_keep_the_dtype() -> None:
+    def wide(x: Any) -> Any:
+        return x * 2, x.float() + 1
+
+    assert make(wide).workload((4, 4)).dtype == "float32"
+    with pytest.raises(
+        UnsupportedDtype, match=r"output 1 of wide gives float32 for float16: end it with .to"
+    ):
+        make(wide).workload((4, 4), "float16")
+
+
 def test_programs_are_traced_once_per_options() -> None:
     calls = []
 
@@ -90,6 +103,58 @@ def test_input_shapes_follow_the_roles() -> None:
     op = make(function, s="column")
     assert op.input_shapes((2, 3, 8)) == [(2, 3, 8), (8,), (2, 3, 1), (2, 3, 8)]
     assert op.input_shapes((8,)) == [(8,), (8,), (1,), (8,)]
+
+
+def gated(x: Any, weight: Any, bias: Any = None, *, by: float = 2.0) -> Any:
+    return x * weight * by + (0 if bias is None else bias)
+
+
+def test_the_role_of_a_tensor_is_an_option() -> None:
+    op = make(gated, weight=("full", "row", "column", "scalar"))
+    assert op.options == {"weight": "full", "bias": "row", "by": 2.0}
+    workload = op.workload((4, 8), weight="scalar", bias="none")
+    assert workload.options == (("bias", "none"), ("by", 2.0), ("weight", "scalar"))
+    programs = {op.workload((4, 8), weight=role).program for role in op.choices["weight"]}
+    assert len(programs) == 4
+    with pytest.raises(UsageError, match="gated: option weight is 'none', but must be one of full, row, col"):
+        op.workload((4, 8), weight="none")
+    with pytest.raises(UsageError, match="option bias is 3, but must be one of row, none"):
+        op.workload((4, 8), bias=3)
+    assert op.parse_option("bias", "none") == "none"
+    with pytest.raises(UsageError, match="must be one of row, none"):
+        op.parse_option("bias", "full")
+
+
+def test_inputs_and_the_function_follow_the_choices() -> None:
+    op = make(gated, weight=("full", "column", "scalar"))
+    absent = {"weight": "scalar", "bias": "none"}
+    assert [(item.name, item.role.value) for item in op.inputs_for({})] == [
+        ("x", "full"), ("weight", "full"), ("bias", "row"),
+    ]  # fmt: skip
+    assert op.inputs_for(absent) == op.program(**absent).inputs == (Input("x"), Input("weight", Role.SCALAR))
+    assert op.input_shapes((2, 3, 8), absent) == [(2, 3, 8), ()]
+    assert op.input_shapes((2, 3, 8), {"weight": "column"}) == [(2, 3, 8), (2, 3, 1), (8,)]
+    x, two = torch.randn(3, 8), torch.tensor(2.0)
+    assert torch.equal(op.reference(x, two, **absent), x * 4)
+    assert torch.equal(op.reference(x, x, torch.ones(8), by=1.0), x * x + 1)
+    with pytest.raises(UsageError, match=r"takes 2 tensors \(x, weight\), not 3"):
+        op.reference(x, two, two, **absent)
+
+
+def test_a_single_role_is_no_option() -> None:
+    one = make(gated, weight=("column",), bias=("row", "none"))
+    assert one.options == {"bias": "row", "by": 2.0}
+    assert dict(one.workload((4, 8)).options) == {"bias": "row", "by": 2.0}
+    assert one.program().inputs[1].role is Role.COLUMN
+
+
+def test_the_cost_counts_only_what_is_there() -> None:
+    op = make(gated, weight=("full", "row", "column", "scalar"))
+    bytes_ = {}
+    for role in ("full", "row", "column", "scalar"):
+        options = {"weight": role, "bias": "none"}
+        bytes_[role] = op.program(**options).cost(op.workload((4, 8), **options)).bytes // 4
+    assert bytes_ == {"full": 96, "row": 72, "column": 68, "scalar": 65}
 
 
 def test_reference_is_the_function_in_any_dtype() -> None:

@@ -27,6 +27,12 @@ def test_cost_knows_roles_dtype_and_unused_inputs() -> None:
     assert cost == Cost(bytes=2 * (150 + 10 + 15 + 150), operations=2 * 150)
 
 
+def test_cost_counts_every_output() -> None:
+    program = trace(lambda x, y: (x + y, x, x * y), [Input("x"), Input("y")], {})
+    assert program.cost(Workload("f", (4, 100), "float16")) == Cost(bytes=5 * 400 * 2, operations=2 * 400)
+    assert program.output_names == ("out0", "out1", "out2")
+
+
 def test_values_per_row_are_told_from_values_per_column() -> None:
     inputs = [Input("x"), Input("scale", Role.COLUMN)]
     program = trace(lambda x, scale: x * (scale + x.amax(-1, keepdim=True)), inputs, {})

@@ -72,7 +72,7 @@ def test_names_are_sorted_and_hold_the_built_ins() -> None:
 def test_unknown_names_suggest_near_ones() -> None:
     with pytest.raises(UnknownOp, match="no op 'sotfmax'; did you mean softmax"):
         operators.get("sotfmax")
-    with pytest.raises(UnknownOp, match="known: sigmoid, softmax"):
+    with pytest.raises(UnknownOp, match=r"known: .*sigmoid, .*softmax"):
         operators.resolve("qqqq")
 
 

@@ -17,7 +17,7 @@ from ksearch.operators.schedule import float_literal
 from ksearch.operators.trace import trace
 from tests.operators import cxx
 
-ROLES = {"weight": Role.ROW, "bias": Role.ROW, "scale": Role.COLUMN}
+ROLES = {"weight": Role.ROW, "bias": Role.ROW, "scale": Role.COLUMN, "heat": Role.SCALAR}
 
 
 def rmsnorm(x: Any, weight: Any) -> Any:
@@ -47,6 +47,10 @@ def column_math(x: Any, scale: Any) -> Any:
     return torch.where(low < -1, centered - low, centered + torch.minimum(peak, low)) * torch.exp(low)
 
 
+def tempered(x: Any, heat: Any, scale: Any) -> Any:
+    return torch.softmax(x / (heat.abs() + 1) + heat * scale, -1) * heat
+
+
 def every_function(x: Any) -> Any:
     """Each function of `ks::` that a lowering can emit, so that none is missing from the headers."""
     positive = x.abs() + 0.5
@@ -71,6 +75,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "softmax": softmax,
     "two_softmaxes": two_softmaxes,
     "column_math": column_math,
+    "tempered": tempered,
 }
 
 
@@ -80,7 +85,7 @@ def program_of(function: Callable[..., Any]) -> Program:
 
 
 def tensors_of(program: Program, rows: int, cols: int) -> list[torch.Tensor]:
-    shapes = {Role.FULL: (rows, cols), Role.ROW: (cols,), Role.COLUMN: (rows, 1)}
+    shapes = {Role.FULL: (rows, cols), Role.ROW: (cols,), Role.COLUMN: (rows, 1), Role.SCALAR: ()}
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(shapes[item.role], generator=generator) * 2 for item in program.inputs]
 
@@ -92,9 +97,33 @@ def test_compiled_text_agrees_with_torch(name: str, lanes: int, tmp_path: Path) 
     program = program_of(OPS[name])
     tensors = tensors_of(program, rows=7, cols=40)
     expected = OPS[name](*(tensor.double() for tensor in tensors)).float()
-    for online in (False, True) if program.can_online else (False,):
+    for online in ((), program.online_kinds) if program.online_kinds else ((),):
         result = cxx.run(program, online, lanes, _folder(tmp_path, str(online)), *tensors)
         torch.testing.assert_close(result, expected, rtol=2e-5, atol=2e-6)
+
+
+def sum_and_norm(x: Any, s: Any, weight: Any) -> Any:
+    total = x + s
+    return rmsnorm(total, weight), total, s
+
+
+@pytest.mark.skipif(cxx.COMPILER is None, reason="no C++ compiler")
+def test_compiled_text_of_several_outputs_agrees_with_torch(tmp_path: Path) -> None:
+    program = program_of(sum_and_norm)
+    tensors = tensors_of(program, rows=7, cols=40)
+    expected = sum_and_norm(*(tensor.double() for tensor in tensors))
+    for result, right in zip(cxx.run_all(program, (), 8, tmp_path, *tensors), expected, strict=True):
+        torch.testing.assert_close(result, right.float(), rtol=2e-5, atol=2e-6)
+
+
+def test_several_outputs_share_what_they_are_computed_from() -> None:
+    schedule = program_of(sum_and_norm).schedule()
+    assert schedule.output_inputs == ("x", "s", "weight")
+    output = schedule.text[schedule.text.index("void output") :]
+    assert "T (&value)[3]" in output
+    assert output.count("e.x + e.s") == 1
+    assert output.count("value[") == 3
+    assert "value[2] = e.s;" in output
 
 
 @pytest.mark.skipif(cxx.COMPILER is None, reason="no C++ compiler")
@@ -102,7 +131,7 @@ def test_special_values_survive_the_text(tmp_path: Path) -> None:
     program = program_of(lambda x: torch.where(x < -math.inf, math.nan, torch.relu(x) + x.clamp(-1, 1e39)))
     x = torch.tensor([[math.nan, math.inf, -math.inf, 0.0, -3.0, 3.0, 1e-40, -1e38]])
     expected = torch.relu(x) + x.clamp(-1, math.inf)
-    assert torch.equal(cxx.run(program, False, 8, tmp_path, x).nan_to_num(99), expected.nan_to_num(99))
+    assert torch.equal(cxx.run(program, (), 8, tmp_path, x).nan_to_num(99), expected.nan_to_num(99))
 
 
 def _folder(parent: Path, name: str) -> Path:
@@ -112,7 +141,7 @@ def _folder(parent: Path, name: str) -> Path:
 
 def test_softmax_takes_two_passes_or_one() -> None:
     program = program_of(softmax)
-    two_step, online = program.schedule(), program.schedule(online=True)
+    two_step, online = program.schedule(), program.schedule({Kind.SUM_EXP})
     assert [[r.kind for r in stage.reductions] for stage in two_step.stages] == [[Kind.MAX], [Kind.SUM]]
     (stage,) = online.stages
     assert [r.kind for r in stage.reductions] == [Kind.MAX, Kind.SUM_EXP]
@@ -134,11 +163,23 @@ def test_other_divisors_stay_divisions() -> None:
 
 
 def test_online_needs_max_and_sum_of_one_value() -> None:
-    assert program_of(log_softmax).can_online
-    assert program_of(lambda x: torch.softmax(x * 2, -1)).can_online
-    assert not program_of(lambda x: x.exp() / x.exp().sum(-1, keepdim=True)).can_online
+    assert program_of(log_softmax).online_kinds == {Kind.SUM_EXP}
+    assert program_of(lambda x: torch.softmax(x * 2, -1)).online_kinds == {Kind.SUM_EXP}
+    assert not program_of(lambda x: x.exp() / x.exp().sum(-1, keepdim=True)).online_kinds
     shifted = program_of(lambda x: x / (x - (2 * x).amax(-1, keepdim=True)).exp().sum(-1, keepdim=True))
-    assert not shifted.can_online
+    assert not shifted.online_kinds
+
+
+def test_squares_around_the_mean_share_the_pass_of_the_mean() -> None:
+    program = program_of(layernorm)
+    assert program.online_kinds == {Kind.SUM_SQUARES}
+    (stage,) = program.schedule(program.online_kinds).stages
+    assert [r.kind for r in stage.reductions] == [Kind.SUM, Kind.SUM_SQUARES]
+    assert stage.reductions[1].anchor == 0
+    assert len(program.schedule().stages) == 2
+    assert not program_of(lambda x: x * (x * x).sum(-1, keepdim=True)).online_kinds
+    around_one = program_of(lambda x: x * ((x - 1.0) * (x - 1.0)).sum(-1, keepdim=True))
+    assert not around_one.online_kinds
 
 
 def test_stages_follow_dependencies_and_name_their_inputs() -> None:
@@ -172,6 +213,13 @@ def test_passes_compute_only_what_they_need() -> None:
     pointwise = program_of(lambda x: x * 2).schedule()
     assert pointwise.stages == ()
     assert "struct Row { float unused; };" in pointwise.text
+
+
+def test_scalar_inputs_enter_by_the_row_and_are_derived_from_once() -> None:
+    schedule = program_of(lambda x, heat: x * (heat + 1)).schedule()
+    assert schedule.output_inputs == ("x",)
+    assert "struct Row { float heat; float v" in schedule.text
+    assert "= row.heat + 1.0f;" in schedule.text[schedule.text.index("void begin") :]
 
 
 def test_column_inputs_enter_by_the_row() -> None:

@@ -13,19 +13,29 @@ from ksearch.operators.signature import check_option, parse_option, read_signatu
 def test_roles_by_convention_and_by_statement() -> None:
     def function(x: Any, weight: Any, y: Any, mask: Any, *, eps: float = 1e-6, wide: bool = True) -> Any: ...
 
-    inputs, options = read_signature(function, {"mask": "column"})
-    assert inputs == (
+    read = read_signature(function, {"mask": "column"})
+    assert read.choices == {}
+    assert read.inputs == (
         Input("x"),
         Input("weight", Role.ROW),
         Input("y"),
         Input("mask", Role.COLUMN),
     )
-    assert options == {"eps": 1e-6, "wide": True}
+    assert read.options == {"eps": 1e-6, "wide": True}
+
+
+def test_several_roles_are_a_choice() -> None:
+    def function(x: Any, y: Any, bias: Any = None, mask: Any = None, *, eps: float = 1e-6) -> Any: ...
+
+    read = read_signature(function, {"y": ("column", "full"), "mask": ("none", "full")})
+    assert read.choices == {"y": ("column", "full"), "bias": ("row", "none"), "mask": ("none", "full")}
+    assert [item.role for item in read.inputs] == [Role.FULL, Role.COLUMN, Role.ROW, Role.FULL]
+    assert read.options == {"y": "column", "bias": "row", "mask": "none", "eps": 1e-6}
 
 
 def test_the_first_tensor_is_full_whatever_its_name() -> None:
-    inputs, _ = read_signature(lambda weight, bias: weight + bias, {"bias": "full"})
-    assert [item.role for item in inputs] == [Role.FULL, Role.FULL]
+    read = read_signature(lambda weight, bias: weight + bias, {"bias": "full"})
+    assert [item.role for item in read.inputs] == [Role.FULL, Role.FULL]
 
 
 def _default(x: Any, eps: float = 1e-6) -> Any: ...
@@ -36,8 +46,10 @@ def _none(x: Any, *, eps: float | None = None) -> Any: ...
 def _nothing(*, eps: float = 1.0) -> Any: ...
 def _keyword(x: Any, float: Any) -> Any: ...
 def _generated(x: Any, r0: Any) -> Any: ...
+def _output(x: Any, out1: Any) -> Any: ...
 def _accent(é: Any) -> Any: ...  # noqa: PLC2401  # noqa: PLC2401
 def _plain(x: Any, y: Any) -> Any: ...
+def _optional(x: Any, y: Any = None) -> Any: ...
 
 
 @pytest.mark.parametrize(
@@ -51,8 +63,16 @@ def _plain(x: Any, y: Any) -> Any: ...
         (_nothing, {}, "at least one tensor"),
         (_keyword, {}, "'float' cannot be used in C\\+\\+"),
         (_generated, {}, "'r0' cannot be used in C\\+\\+"),
+        (_output, {}, "'out1' cannot be used in C\\+\\+"),
         (_accent, {}, "cannot be used in C\\+\\+"),
-        (_plain, {"y": "diagonal"}, "'diagonal', but must be 'full', 'row' or 'column'"),
+        (_plain, {"y": "diagonal"}, "'diagonal', but must be one of 'full', 'row', 'column', 'scalar'"),
+        (_plain, {"y": ("full", "diagonal")}, "'diagonal', but must be one of"),
+        (_plain, {"y": ()}, "the roles of 'y' are \\(\\): give one or more"),
+        (_plain, {"y": ("row", "row")}, "give one or more, none of them twice"),
+        (_plain, {"y": ("row", "none")}, "the tensor 'y' may be absent where its default is None and"),
+        (_optional, {"y": "row"}, "the tensor 'y' may be absent where its default is None and"),
+        (_optional, {"y": ("none",)}, "give one or more"),
+        (_plain, {"x": ("full", "row")}, "the role of the first tensor, 'x', must be 'full'"),
         (_plain, {"z": "row"}, "no tensor 'z'"),
         (_plain, {"x": "row"}, "must be 'full'"),
     ],

@@ -79,6 +79,8 @@ def test_traced_ops_have_no_template() -> None:
     [
         ('name = "bad"', "", r"Sorted.name is ''"),
         ('name = "bad"', "name = 3", r"Sorted.name is 3"),
+        ('name = "bad"', 'name = "bad"; outputs = 0', r"Sorted.outputs is 0: it must be a whole number"),
+        ('name = "bad"', 'name = "bad"; outputs = ["y"]', r"Sorted.outputs is \['y'\]"),
         ('"x": "full"', '"x": "row"', "first tensor, 'x', must be 'full'"),
         ('"row"', '"side"', "the role of 'weight' is 'side'"),
         ('inputs = {"x": "full", "weight": "row"}', "inputs = {}", "at least one tensor"),

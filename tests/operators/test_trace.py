@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ksearch.errors import TraceError
 from ksearch.operators.program import Input, Program, Role
 from ksearch.operators.trace import trace
-from tests.operators.interpreter import evaluate
+from tests.operators.interpreter import evaluate, evaluate_all
 
 WEIGHT = torch.ones(4)
 
@@ -61,6 +61,28 @@ def test_what_the_result_does_not_need_is_dropped() -> None:
     program = program_of(function, "x", "y")
     assert ops_of(program) == ["input", "const", "+"]
     assert [item.name for item in program.inputs] == ["x", "y"]
+
+
+def test_several_outputs_in_the_order_in_which_they_are_returned() -> None:
+    def function(x: Any, y: Any) -> Any:
+        total = x + y
+        return torch.softmax(total, -1), total, x, y + x
+
+    program = program_of(function, "x", "y")
+    norm, total, itself, again = program.outputs
+    assert total == again != norm
+    assert program.nodes[total].op == "+"
+    assert program.nodes[itself].args == ("x",)
+    x, y = torch.randn(3, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    for result, right in zip(evaluate_all(program, x, y), function(x, y), strict=True):
+        torch.testing.assert_close(result, right)
+    swapped = program_of(lambda x, y: function(x, y)[::-1], "x", "y")
+    assert swapped.digest != program.digest
+
+
+def test_a_tuple_of_one_is_one_output() -> None:
+    one = program_of(lambda x: (x + 1,))
+    assert one == program_of(lambda x: [x + 1]) == program_of(lambda x: x + 1)
 
 
 def test_nodes_are_in_order_of_definition() -> None:
@@ -140,7 +162,13 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "python_math": (_outside, "cannot run on traced tensors: must be real number"),
     "captured": (lambda x: x * WEIGHT, "make it an input"),
     "parameter": (torch.nn.LayerNorm(4), "make it an input"),
-    "two_outputs": (lambda x: (x, x + 1), "more than one output"),
+    "no_outputs": (lambda x: (), "returns an empty tuple"),
+    "named_outputs": (lambda x: {"y": x}, "returns a dict"),
+    "nested_outputs": (lambda x: (x, [x + 1]), "returns a list as output 1"),
+    "number_among_outputs": (lambda x: (3.0, x), "returns 3.0 as output 0"),
+    "constant_output": (lambda x: (x, torch.zeros_like(x)), "output 1 is the same for every element"),
+    "mask_output": (lambda x: (x, x > 0), "output 1 must be a tensor, not a comparison"),
+    "reduced_output": (lambda x: (x, x.amax(-1, keepdim=True)), "output 1 has one value per row"),
     "no_tensor": (lambda x: 3.0, "returns 3.0"),
     "constant": (torch.zeros_like, "is the same for every element"),
     "mask_result": (lambda x: x > 0, "must be a tensor, not a comparison"),
@@ -187,6 +215,13 @@ def test_refusals_name_the_users_line() -> None:
     line = _outside.__code__.co_firstlineno + 1
     with pytest.raises(TraceError, match=rf"^{Path(__file__)}:{line}: "):
         program_of(_outside)
+
+    def gives_a_row(x: Any, weight: Any) -> Any:
+        return x * weight, weight
+
+    line = gives_a_row.__code__.co_firstlineno
+    with pytest.raises(TraceError, match=rf"^{Path(__file__)}:{line}: .* output 1 does not depend on any"):
+        trace(gives_a_row, [Input("x"), Input("weight", Role.ROW)], {})
 
     def calls_another(x: Any) -> Any:
         y = x + 1

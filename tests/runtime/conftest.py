@@ -1,4 +1,4 @@
-"""A backend without a compiler: its binaries are texts that say which value to fill the output with."""
+"""A backend without a compiler: its binaries are texts that say which values to fill the outputs with."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ TARGET = Target("cpu", "x86_64-fake", "Fake CPU", units=2)
 
 
 class FakeKernel:
-    def __init__(self, value: float, count: int, backend: FakeBackend) -> None:
+    def __init__(self, value: float, count: int, outputs: int, backend: FakeBackend) -> None:
         self.value = value
         self.count = count
+        self.outputs = outputs
         self.backend = backend
 
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         self.backend.launched.append((pointers, rows, stream))
         if self.backend.refuse_launch:
             raise LaunchError("CUDA_ERROR_INVALID_VALUE (1)")
-        (ctypes.c_float * self.count).from_address(pointers[-1])[:] = [self.value] * self.count
+        for number, pointer in enumerate(pointers[-self.outputs :]):
+            (ctypes.c_float * self.count).from_address(pointer)[:] = [self.value + number] * self.count
 
     def unload(self) -> None:
         pass
@@ -50,8 +52,8 @@ class FakeBackend:
             raise LaunchError("no kernel image is available for execution on the device")
         text = binary.read_text()
         self.loaded.append(text)
-        value, count = text.split(" x ")
-        return FakeKernel(float(value), int(count), self)
+        value, count, outputs = text.split(" x ")
+        return FakeKernel(float(value), int(count), int(outputs), self)
 
 
 @pytest.fixture
@@ -76,10 +78,12 @@ def _fresh_runtime():
 
 
 def promote(op, shape, value: float | None = 42.0, *, dtype="float32", alignment=4, **options) -> Winner:
-    """Put a kernel that fills its output with `value` in force on the fake target; None: PyTorch won."""
+    """Put a kernel in force on the fake target that fills its first output with `value`, the second with one
+    more, and so on; None: PyTorch won."""
     workload = operators.get(op).workload(shape, dtype, **options)
     kernel = value is not None
-    binary = f"{value} x {workload.numel}".encode() if kernel else None
+    outputs = len(operators.get(op).program(**options).outputs)
+    binary = f"{value} x {workload.numel} x {outputs}".encode() if kernel else None
     winner = Winner(
         workload=workload,
         target=TARGET,

@@ -10,7 +10,7 @@ import torch
 
 import ksearch
 from ksearch.errors import UsageError
-from ksearch.runtime.handle import run_pytorch
+from ksearch.runtime.handle import call_pytorch
 from tests.runtime.conftest import promote
 
 SHAPE = (4, 8)
@@ -181,8 +181,8 @@ def test_the_dtype_stays_under_autocast_whoever_runs():
     x, out = torch.randn(SHAPE, dtype=torch.bfloat16), torch.empty(4, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert product(x).dtype is torch.float32, "what torch would do"
-        assert run_pytorch(op, {}, (x,), None).dtype is torch.bfloat16
-        assert run_pytorch(op, {}, (x,), out) is out
+        assert call_pytorch(op.name, op.reference, (x,), {}, None).dtype is torch.bfloat16
+        assert call_pytorch(op.name, op.reference, (x,), {}, out) is out
 
 
 def test_several_inputs_each_by_its_role(backend, caplog):

@@ -114,7 +114,7 @@ def test_the_winner_in_force_is_the_one_that_runs(backend):
     promote("softmax", SHAPE, 7.0)
     promote("softmax", SHAPE, 42.0)
     assert runs_the_kernel(ksearch.load("softmax", SHAPE))
-    assert backend.loaded == ["42.0 x 32"]
+    assert backend.loaded == ["42.0 x 32 x 1"]
 
 
 def test_new_winners_are_seen_after_refresh(backend, caplog):
