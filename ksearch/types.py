@@ -120,17 +120,23 @@ class Launch:
     block: int = 1
     """Threads per block."""
     cluster: int = 1
+    split: int = 1
+    """Blocks, anywhere on the device, that do one unit of work together and so must all run at once."""
     smem_bytes: int = 0
     """Dynamic shared memory per block."""
     persistent: bool = False
     """The grid is cut down to as many clusters as the device holds at once."""
+    workspace_bytes: int = 0
+    """Of global memory for each block of a persistent grid, a multiple of 16. The kernel gets a pointer to it
+    after `rows`. It is zero at first; what a launch leaves there is what the next one finds. Launches that
+    may run at the same time never share it."""
     threads: int = 1
     alignment: int = 1
     """Every pointer must be a multiple of this many bytes; a call that is not goes to PyTorch."""
 
     def grid(self, rows: int) -> int:
         """Blocks to start for `rows` rows, before a persistent launch is cut down."""
-        return self.cluster * -(-rows * self.work_per_row // self.work_per_block)
+        return self.cluster * self.split * -(-rows * self.work_per_row // self.work_per_block)
 
 
 @dataclass(frozen=True, slots=True)

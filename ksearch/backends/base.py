@@ -21,7 +21,7 @@ class LaunchError(Exception):
 
 
 class Kernel(Protocol):
-    """A loaded kernel. Its binary exports `ksearch_kernel(inputs..., output, rows)`."""
+    """A loaded kernel. Its binary exports `ksearch_kernel(inputs..., outputs..., rows)`."""
 
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         """Start it on raw pointers (inputs in order, then outputs); asynchronous on a GPU.

@@ -197,6 +197,7 @@ class CudaKernel:
             self._function = check(driver.cuModuleGetFunction(self._module, b"ksearch_kernel"))
             self._set_limits()
             self._grid_limit = self._resident_blocks(index) if launch.persistent else None
+            self._workspaces = self._allocate_workspaces() if launch.workspace_bytes else None
         finally:
             check(driver.cuCtxPopCurrent())
 
@@ -242,43 +243,101 @@ class CudaKernel:
             blocks = int(per_unit) * int(
                 check(driver.cuDeviceGetAttribute(count, check(driver.cuDeviceGet(index))))
             )
+        blocks = blocks // launch.split * launch.split
         if blocks == 0:
             raise LaunchError("no block of this kernel fits on the device")
         return blocks
 
+    def _allocate_workspaces(self) -> Workspaces:
+        if self._grid_limit is None:
+            raise LaunchError("only a persistent grid can have a workspace, whose size is that of the grid")
+        return Workspaces(self._driver, self._grid_limit * self._launch.workspace_bytes)
+
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         local = self._local
+        values = (*pointers, rows)
+        if self._workspaces is not None:
+            values = (*values, self._workspaces.of(stream))
         if not hasattr(local, "values"):  # per thread: cuLaunchKernel runs without the GIL
-            count = len(pointers) + 1
+            count = len(values)
             local.values = ctypes.create_string_buffer(8 * count)
             base = ctypes.addressof(local.values)
             local.params = (ctypes.c_void_p * count)(*(base + 8 * i for i in range(count)))
             local.address = ctypes.addressof(local.params)
-            local.layout = struct.Struct(f"{len(pointers)}Qq")
-        local.layout.pack_into(local.values, 0, *pointers, rows)
+            local.layout = struct.Struct(f"{len(pointers)}Qq" + "Q" * (count - len(pointers) - 1))
+        local.layout.pack_into(local.values, 0, *values)
         launch = self._launch
         grid = launch.grid(rows)
         if self._grid_limit is not None:
             grid = min(grid, self._grid_limit)
-        start = self._driver.cuLaunchKernel
-        arguments = (
-            self._function,
-            grid,
-            1,
-            1,
-            launch.block,
-            1,
-            1,
-            launch.smem_bytes,
-            stream,
-            local.address,
-            0,
-        )
-        (code,) = start(*arguments)
+        (code,) = self._start(grid, stream, local.address)
         if int(code) == 201:  # CUDA_ERROR_INVALID_CONTEXT: a thread that has not used CUDA yet
             check(self._driver.cuCtxSetCurrent(self._context))
-            (code,) = start(*arguments)
+            (code,) = self._start(grid, stream, local.address)
         check((code,))
 
+    def _start(self, grid: int, stream: int, parameters: int) -> Any:
+        launch = self._launch
+        where = (grid, 1, 1, launch.block, 1, 1, launch.smem_bytes, stream, parameters)
+        if launch.split > 1:  # the driver refuses what would wait for blocks that do not fit
+            return self._driver.cuLaunchCooperativeKernel(self._function, *where)
+        return self._driver.cuLaunchKernel(self._function, *where, 0)
+
     def unload(self) -> None:
+        if self._workspaces is not None:
+            self._workspaces.free()
         check(self._driver.cuModuleUnload(self._module))
+
+
+class Workspaces:
+    """Zeroed device memory for launches of one kernel; two that may overlap never get the same piece.
+
+    Launches of one stream follow one another, so each stream has a piece. So has each graph under
+    capture, for as long as the kernel lives: it may be replayed on any stream. Pieces are made beforehand,
+    because memory cannot be allocated during a capture.
+    """
+
+    _PIECES = 64
+
+    def __init__(self, driver: Any, size_bytes: int) -> None:
+        """Raises LaunchError."""
+        self._driver = driver
+        self._size_bytes = -(-size_bytes // 256) * 256
+        self._blocks: list[Any] = []
+        self._free: list[int] = []
+        self._owners: dict[tuple[int, int], int] = {}
+        self._lock = threading.Lock()
+        self._add()
+
+    def of(self, stream: int) -> int:
+        """Address of the piece for a launch on `stream` now. Raises LaunchError where none is left."""
+        owner = (stream, self._capture(stream))
+        piece = self._owners.get(owner)
+        return self._take(owner) if piece is None else piece
+
+    def _take(self, owner: tuple[int, int]) -> int:
+        with self._lock:
+            if owner not in self._owners:
+                if not self._free and owner[1]:
+                    raise LaunchError("other CUDA graphs hold all workspaces of this kernel")
+                if not self._free:
+                    self._add()
+                self._owners[owner] = self._free.pop()
+            return self._owners[owner]
+
+    def free(self) -> None:
+        for block in self._blocks:
+            check(self._driver.cuMemFree(block))
+
+    def _capture(self, stream: int) -> int:
+        """Number of the capture that the stream is in, 0 where it is in none."""
+        status, number = check(self._driver.cuStreamGetCaptureInfo(stream))[:2]
+        active = self._driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+        return int(number) if int(status) == int(active) else 0
+
+    def _add(self) -> None:
+        block = check(self._driver.cuMemAlloc(self._PIECES * self._size_bytes))
+        check(self._driver.cuMemsetD8(block, 0, self._PIECES * self._size_bytes))
+        check(self._driver.cuStreamSynchronize(0))  # other streams do not wait for that one
+        self._blocks.append(block)
+        self._free += [int(block) + i * self._size_bytes for i in range(self._PIECES)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ksearch.families.base import Space
-from ksearch.operators.program import Program, Role
+from ksearch.operators.program import Program
 from ksearch.types import Config, ConfigValue, Launch, Target, Workload
 
 _SIMD_BYTES = {"avx512": 64, "avx2": 32}
@@ -63,8 +63,10 @@ def launch(config: Config, workload: Workload) -> Launch:
 def common_variables(program: Program, workload: Workload) -> dict[str, Any]:
     return {
         "program": program,
+        "outputs": program.output_names,
         "element": _ELEMENTS[workload.dtype],
-        "spread": [item for item in program.inputs if item.role is not Role.COLUMN],
+        "spread": [item for item in program.inputs if not item.role.by_row],
+        "row_values": [item for item in program.inputs if item.role.by_row],
     }
 
 

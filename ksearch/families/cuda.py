@@ -47,8 +47,14 @@ def inputs_by_role(program: Program) -> dict[str, Any]:
         "full_inputs": [i.name for i in program.inputs if i.role is Role.FULL],
         "row_inputs": [i.name for i in program.inputs if i.role is Role.ROW],
         "column_inputs": [i.name for i in program.inputs if i.role is Role.COLUMN],
+        "scalar_inputs": [i.name for i in program.inputs if i.role is Role.SCALAR],
     }
 
 
 def common_variables(program: Program, workload: Workload) -> dict[str, Any]:
-    return {"program": program, "itemsize": workload.itemsize, **inputs_by_role(program)}
+    return {
+        "program": program,
+        "outputs": program.output_names,
+        "itemsize": workload.itemsize,
+        **inputs_by_role(program),
+    }

@@ -18,8 +18,8 @@ _BLOCKS = (4096, 16384, 65536)
 
 
 def _is_flat(program: Program) -> bool:
-    """Whether no input is broadcast, so that rows need not be told apart."""
-    return all(item.role is Role.FULL for item in program.inputs)
+    """Whether no input differs by row or column alone, so that rows need not be told apart."""
+    return all(item.role in (Role.FULL, Role.SCALAR) for item in program.inputs)
 
 
 class PointwiseCpu:
@@ -64,7 +64,7 @@ class PointwiseCpu:
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
-        schedule = program.schedule(online=False)
+        schedule = program.schedule()
         return {
             **cpu.common_variables(program, workload),
             "schedule": schedule,

@@ -38,7 +38,7 @@ class PointwiseCuda:
             )
             if block * min_blocks > THREADS_PER_SM or (unroll > 1 and block * vec * (unroll // 2) >= numel):
                 return False
-            words = unroll * max(1, vec * itemsize // 4) * reads + vec
+            words = unroll * max(1, vec * itemsize // 4) * reads + vec * len(program.outputs)
             return words + SPARE_REGISTERS <= register_cap(block, min_blocks)
 
         return Space(
@@ -56,7 +56,7 @@ class PointwiseCuda:
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
         base: dict[str, ConfigValue] = {
             "block": 256, "vec": 16 // workload.itemsize, "unroll": 2, "grid": "one_shot", "min_blocks": 1,
-            "load": "nc", "store": "default", "math": "fast",
+            "load": "nc", "store": "default", "math": math_axis(program)[0],
         }  # fmt: skip
         return [base, {**base, "unroll": 4, "store": "cs"}, {**base, "unroll": 1, "block": 512}]
 
@@ -73,4 +73,4 @@ class PointwiseCuda:
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
-        return {**common_variables(program, workload), "schedule": program.schedule(online=False)}
+        return {**common_variables(program, workload), "schedule": program.schedule()}

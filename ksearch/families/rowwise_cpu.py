@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ksearch.families import cpu
+from ksearch.families import cpu, kept
 from ksearch.families.base import Space
-from ksearch.operators.program import Kind, Program, Schedule
+from ksearch.operators.program import Kind, Program
 from ksearch.types import Config, ConfigValue, Launch, Target, Workload
 
 _KEEP_BYTES = 256 * 1024
@@ -19,29 +19,7 @@ _KEEP_BYTES = 256 * 1024
 _SPLIT_COLS = 16384
 """Shorter rows are over before the threads have met: a barrier costs 1-2 us."""
 
-_OUTPUT = re.compile(r"(KS_FN void output)\((.*?\n\}\n?)", re.DOTALL)
 _ROW_DIVISION = re.compile(r"/ ks::splat<T>\((row\.\w+)\)")
-
-
-def _with_kept_sum(schedule: Schedule) -> tuple[int, str] | None:
-    """The last stage's sum whose terms the output needs again, as its index in the stage, and the text.
-
-    The text has `output_kept` besides: `output`, given that term instead of computing it. None where
-    there is no such sum.
-    """
-    last = len(schedule.stages) - 1
-    stage = re.search(rf"KS_FN void stage{last}\(.*?\n\}}", schedule.text, re.DOTALL)
-    output = _OUTPUT.search(schedule.text)
-    if stage is None or output is None:
-        return None
-    for index, reduction in enumerate(schedule.stages[-1].reductions):
-        value = re.search(rf"value\[{index}\] = (t\d+);", stage[0])
-        if reduction.kind is not Kind.SUM or value is None:
-            continue
-        kept, count = re.subn(rf"const T {value[1]} = .*?;", f"const T {value[1]} = kept;", output[2])
-        if count == 1:
-            return index, f"{schedule.text}\ntemplate <class T> {output[1]}_kept(const T kept, {kept}\n"
-    return None
 
 
 class RowwiseCpu:
@@ -50,8 +28,9 @@ class RowwiseCpu:
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
         cols, rows = workload.cols, workload.rows
-        two_step = program.schedule(online=False)
-        can_keep = _with_kept_sum(two_step) is not None and cols * 4 <= _KEEP_BYTES
+        two_step = program.schedule()
+        can_online = Kind.SUM_EXP in program.online_kinds
+        can_keep = kept.find(two_step, Kind.SUM) is not None and cols * 4 <= _KEEP_BYTES
 
         def is_valid(config: Config) -> bool:
             threads, rows_per_task = int(config["threads"]), int(config["rows_per_task"])
@@ -65,7 +44,7 @@ class RowwiseCpu:
 
         return Space(
             axes={
-                "reduction": ("two_step", "online") if program.can_online else ("two_step",),
+                "reduction": ("two_step", "online") if can_online else ("two_step",),
                 "simd": cpu.simd_bytes(target, cols),
                 "unroll": (4, 8, 2, 1),
                 "threads": cpu.thread_counts(workload, target),
@@ -97,10 +76,10 @@ class RowwiseCpu:
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
-        schedule = program.schedule(online=config["reduction"] == "online")
+        schedule = program.schedule({Kind.SUM_EXP} if config["reduction"] == "online" else ())
         index, text = -1, schedule.text
-        if config["keep"] and (found := _with_kept_sum(schedule)) is not None:
-            index, text = found
+        if config["keep"] and (found := kept.find(schedule, Kind.SUM)) is not None:
+            index, text = found.index, found.text
         if config["reciprocal"]:
             text = _ROW_DIVISION.sub(r"* ks::splat<T>(1.0f / \1)", text)
         return {**cpu.common_variables(program, workload), "schedule": schedule, "text": text, "kept": index}

@@ -89,12 +89,13 @@ KS_FN T exp_reduced(T r) {
     return p * r + 1.0f;
 }
 template <class T>
-KS_FN T exp(T a) {
-    a = clamp(a, -104.0f, 89.0f);  // beyond: 0 and inf
+KS_FN T exp_in_range(T a) {  // from -104 to 89
     const Integer<T> n = nearest(T(a * LOG2E));
     const T r = (a - n.value * LN2_HIGH) - n.value * LN2_LOW;
     return scale(exp_reduced(r), n);
 }
+template <class T>
+KS_FN T exp(T a) { return exp_in_range(clamp(a, -104.0f, 89.0f)); }  // beyond: 0 and inf
 template <class T>
 KS_FN T exp2(T a) {
     a = clamp(a, -151.0f, 129.0f);
@@ -183,7 +184,7 @@ KS_FN T erf(T a) {
     q = q * t + 0.633458495f;
     q = q * t + 0.129460394f;
     q = q * t - 0.000163489138f;
-    const T far = splat<T>(1.0f) - exp(T(-(q + t)));
+    const T far = splat<T>(1.0f) - exp_in_range(T(-(q + t)));
     return copysign(T(t < splat<T>(0.9f) ? p * t + t : far), a);
 }
 

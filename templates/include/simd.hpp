@@ -147,7 +147,12 @@ KS_FN T to_float(float16, Half<T> half) {
 }
 template <class T>
 KS_FN T to_float(bfloat16, Half<T> half) {
-    return bit_cast<T>(convert<Bits<T>>(half) << 16);
+    Bits<T> wide;
+    if constexpr (AVX_WIDTH == 16 && WIDTH_OF<T> == 16)
+        asm("vpmovzxwd %1, %0" : "=v"(wide) : "v"(half));  // GCC 12 widens two halves and joins them
+    else
+        wide = convert<Bits<T>>(half);
+    return bit_cast<T>(wide << 16);
 }
 
 template <class T>
@@ -272,17 +277,26 @@ KS_FN void sweep(int64_t from, int64_t to, F&& body) {
     if (at < to) body(Part{int(to - at)}, at, Vectors<1>{});
 }
 
-// The same for columns that are written to p: with STREAM, whole vectors go past the caches, which
-// they may only from the first aligned address on. body(lanes, at, Vectors<N>, write), write(p, value).
-template <bool STREAM, class T, int UNROLL, class E, class F>
-KS_FN void sweep_out(E* p, int64_t from, int64_t to, F&& body) {
+// Elements from the last aligned address of a vector to p.
+template <class T, class E>
+KS_FN int64_t past_aligned(const E* p) {
+    return int64_t(reinterpret_cast<uintptr_t>(p) % (WIDTH_OF<T> * sizeof(E)) / sizeof(E));
+}
+
+// The same for columns that are written to each p: with STREAM, whole vectors go past the caches, which
+// they may only from the first address on that is aligned in all of them, and not at all where there is
+// none. body(lanes, at, Vectors<N>, write), write(p, value).
+template <bool STREAM, class T, int UNROLL, class E, int OUTPUTS, class F>
+KS_FN void sweep_out(E* const (&p)[OUTPUTS], int64_t from, int64_t to, F&& body) {
     const auto plain = [](auto lanes, E* place, T value) { lanes.store(place, value); };
     if constexpr (!STREAM) {
         sweep<T, UNROLL>(from, to, [&](auto lanes, int64_t at, auto count) { body(lanes, at, count, plain); });
     } else {
         constexpr int WIDTH = WIDTH_OF<T>;
-        const uintptr_t past = reinterpret_cast<uintptr_t>(p + from) % (WIDTH * sizeof(E)) / sizeof(E);
-        const int64_t aligned = past ? from + WIDTH - int64_t(past) : from;
+        const int64_t past = past_aligned<T>(p[0] + from);
+        for (int k = 1; k < OUTPUTS; ++k)
+            if (past_aligned<T>(p[k] + from) != past) return sweep_out<false, T, UNROLL>(p, from, to, body);
+        const int64_t aligned = past ? from + WIDTH - past : from;
         const int64_t first = aligned < to ? aligned : to;
         if (from < first) body(Part{int(first - from)}, from, Vectors<1>{}, plain);
         sweep<T, UNROLL>(first, to, [&](auto lanes, int64_t at, auto count) {

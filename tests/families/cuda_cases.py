@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ksearch import families, operators
-from ksearch.families import cuda, rowwise_cuda
+from ksearch.families import cuda, rowwise_limits
 from ksearch.families.base import Family
 from ksearch.operators import Op
 from ksearch.operators.program import Role
@@ -24,13 +24,17 @@ TARGETS = {
 
 
 MY_OPS = Path(__file__).with_name("my_ops.py")
-POINTWISE = ("sigmoid", "swish", "tanh_gelu", "add_gated", "biased_relu")
-ROWWISE = ("softmax", "rmsnorm", "l2norm", "log_softmax", "residual_softmax", "layernorm")
+POINTWISE = (
+    *("sigmoid", "swish", "tanh_gelu", "add_gated", "biased_relu", "gated_pair", "scaled_tanh"),
+    *("mish", "swiglu"),
+)
+ROWWISE = ("softmax", "rmsnorm", "l2norm", "log_softmax", "residual_softmax", "layernorm", "sum_and_norm")
 NAMES = (*POINTWISE, *ROWWISE)
 
 
 def find(name: str) -> Op:
-    return operators.resolve(name if name in ("sigmoid", "softmax") else f"{MY_OPS}:{name}")
+    """A built-in op, or one of the file of our own."""
+    return operators.resolve(name if name in operators.names() else f"{MY_OPS}:{name}")
 
 
 class Case:
@@ -53,12 +57,13 @@ class Case:
     def slack(self, config: Config) -> int:
         """Registers between what the rules count for a config and what its threads may have."""
         min_blocks, itemsize = int(config["min_blocks"]), self.workload.itemsize
+        outputs = len(self.program.outputs)
         if self.family.name == "pointwise":
             vec, reads = int(config["vec"]), len(self.program.inputs)
-            words = int(config["unroll"]) * max(1, vec * itemsize // 4) * reads + vec
+            words = int(config["unroll"]) * max(1, vec * itemsize // 4) * reads + vec * outputs
             return cuda.register_cap(int(config["block"]), min_blocks) - words
         roles = [item.role for item in self.program.inputs]
-        needed = rowwise_cuda.registers(
+        needed = rowwise_limits.registers(
             config,
             self.workload.cols,
             itemsize,
@@ -66,14 +71,15 @@ class Case:
             Role.ROW in roles,
             cuda.compute_capability(self.target.arch),
         )
+        needed += (outputs - 1) * int(config["vec"])
         return cuda.register_cap(int(config["threads"]) * int(config["rows"]), min_blocks) - int(needed)
 
     def region(self, config: Config) -> tuple[ConfigValue, ...]:
         """Configs of one region have the same code but for sizes."""
         if self.family.name == "pointwise":
             return (config["grid"], config["vec"], config["math"])
-        names = ("storage", "prefetch", "reduction", "math")
-        return (*(config[name] for name in names), int(config["cluster"]) > 1)
+        names = ("storage", "prefetch", "order", "weights", "keep", "reduction", "math")
+        return (*(config[name] for name in names), int(config["cluster"]) > 1, int(config["split"]) > 1)
 
     def regions(self, rng: random.Random) -> list[list[dict[str, ConfigValue]]]:
         """The whole space by region, each in order of slack; cache policies are drawn, not crossed."""

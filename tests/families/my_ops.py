@@ -25,24 +25,26 @@ def add_gated(x: Tensor, s: Tensor) -> Tensor:
     return x + s * torch.sigmoid(x)
 
 
+@ksearch.op
+def gated_pair(x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    gate = torch.sigmoid(x)
+    return x + s * gate, gate
+
+
 @ksearch.op(scale="column")
 def biased_relu(x: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
     return torch.relu(x + bias) * scale
 
 
 @ksearch.op
-def rmsnorm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
-    return x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + eps) * weight
+def sum_and_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return total * torch.rsqrt((total * total).mean(dim=-1, keepdim=True) + eps) * weight, total
 
 
-@ksearch.op
-def l2norm(x: Tensor, *, eps: float = 1e-12) -> Tensor:
-    return x / (x * x).sum(dim=-1, keepdim=True).sqrt().clamp_min(eps)
-
-
-@ksearch.op
-def log_softmax(x: Tensor) -> Tensor:
-    return torch.log_softmax(x, dim=-1)
+@ksearch.op(by="scalar")
+def scaled_tanh(x: Tensor, by: Tensor) -> Tensor:
+    return torch.tanh(x * by) / by
 
 
 @ksearch.op
@@ -50,7 +52,6 @@ def residual_softmax(x: Tensor, residual: Tensor) -> Tensor:
     return torch.softmax(x + residual, dim=-1)
 
 
-@ksearch.op
-def layernorm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
-    centered = x - x.mean(dim=-1, keepdim=True)
-    return centered * torch.rsqrt((centered * centered).mean(dim=-1, keepdim=True) + eps) * weight + bias
+@ksearch.op(heat="scalar")
+def tempered_softmax(x: Tensor, heat: Tensor) -> Tensor:
+    return torch.softmax(x / (heat.abs() + 1), dim=-1)

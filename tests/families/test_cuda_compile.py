@@ -12,11 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ksearch import backends
+from ksearch import backends, families
 from ksearch.errors import CompileError
 from ksearch.families.cuda import register_cap
+from ksearch.render import render
 from ksearch.types import Config
-from tests.families.cuda_cases import DTYPES, LENGTHS, NAMES, POINTWISE, ROWWISE, TARGETS, Case
+from tests.builtins_table import VARIANTS
+from tests.families.cuda_cases import DTYPES, LENGTHS, NAMES, POINTWISE, ROWWISE, TARGETS, Case, find
+
+_MOST = 64
+"""Kernels of one op and architecture, some 10 s; another `random.Random` seed tries others."""
 
 WORKLOADS = list(itertools.product(LENGTHS, DTYPES))
 random.Random(0).shuffle(WORKLOADS)
@@ -58,10 +63,24 @@ def test_every_region_compiles_and_fits(name: str, arch: str) -> None:
     todo: list[tuple[Case, Config]] = []
     for cols, dtype in workloads(name, arch):
         case = Case(name, (64, cols), dtype, arch)
-        todo += [(case, config) for config in case.sample(rng, tight=2 if name in ROWWISE else 1, others=0)]
+        todo += [(case, config) for config in case.sample(rng, tight=1, others=0)]
+    todo = rng.sample(todo, min(_MOST, len(todo)))
     with ThreadPoolExecutor(2) as pool:  # NVRTC lets go of the GIL
         problems = [found for found in pool.map(lambda item: problem(*item), todo) if found]
     assert problems == [], f"{len(problems)} of {len(todo)}"
+
+
+def test_every_form_of_the_built_in_ops_compiles() -> None:
+    """One kernel of each, from anywhere in its space, for one of the architectures."""
+    todo = []
+    forms = [*VARIANTS, *((name, {}) for name in ("scaled_tanh", "tempered_softmax"))]
+    for place, (name, options) in enumerate(forms):
+        op, target = find(name), list(TARGETS.values())[place % len(TARGETS)]
+        workload = op.workload((64, LENGTHS[place % 5 + 1]), DTYPES[place % len(DTYPES)], **options)
+        space = list(families.find(op, "cuda", **options).space(op.program(**options), workload, target))
+        todo.append(render(op, workload, space[7919 * place % len(space)], target))
+    with ThreadPoolExecutor(2) as pool:  # NVRTC lets go of the GIL
+        assert all(compiled.registers > 0 for compiled in pool.map(backends.get("cuda").compile, todo))
 
 
 def test_the_sample_covers_every_row_length_and_dtype() -> None:

@@ -92,9 +92,9 @@ def test_every_sampled_config_is_right(name: str, shape: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["softmax", "layernorm", "biased_relu"])
+@pytest.mark.parametrize("name", ["softmax", "layernorm", "biased_relu", "scaled_tanh", "tempered_softmax"])
 def test_every_dtype_of_a_misaligned_row_is_right(name: str, dtype: str) -> None:
-    """Rows of an odd length start at every phase of a vector; three ops with all roles of inputs."""
+    """Rows of an odd length start at every phase of a vector; ops with all roles of inputs."""
     op, device = find(name), target()
     workload = op.workload((213, 1003), dtype)
     candidates = compiled(op, workload, device, choose(op, workload, device, seed=1))
@@ -105,7 +105,11 @@ def test_every_dtype_of_a_misaligned_row_is_right(name: str, dtype: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("swish", "bfloat16"), ("softmax", "bfloat16"), ("softmax", "float32")]
+    ("name", "dtype"),
+    [
+        *[("swish", "bfloat16"), ("gelu", "bfloat16")],
+        *[("softmax", "bfloat16"), ("softmax", "float32"), ("layernorm", "bfloat16")],
+    ],
 )
 def test_offsets_beyond_32_bits_are_right(name: str, dtype: str) -> None:
     """2.6 10^9 elements: beyond 2^31 elements, and 2^32 bytes. The final checks every one of them."""

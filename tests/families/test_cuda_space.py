@@ -87,7 +87,8 @@ def test_no_config_asks_for_more_than_the_device_has(cols: int, dtype: str, arch
             if launch.smem_bytes:  # filled by bulk copies of whole rows: 16 bytes at a time
                 assert arch == "sm_90"
                 assert row_bytes % 16 == 0
-            assert launch.persistent == (int(config["prefetch"]) > 0)
+            assert launch.persistent == (int(config["prefetch"]) > 0 or launch.split > 1)
+            assert (launch.workspace_bytes > 0) == (config["order"] == "ticket" or launch.split > 1)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 7), (1000, 257), (70_000, 65_536)])
@@ -96,7 +97,7 @@ def test_the_grid_reaches_every_element(rows: int, cols: int) -> None:
         case = Case(name, (rows, cols), "float32", "sm_90")
         for config in case.sample(random.Random(3), 1, 1):
             launch = case.family.launch(config, case.program, case.workload, case.target)
-            groups = launch.grid(rows) // launch.cluster
+            groups = launch.grid(rows) // (launch.cluster * launch.split)
             work = rows * launch.work_per_row
             assert (groups - 1) * launch.work_per_block < work <= groups * launch.work_per_block
             assert work == (rows * cols if name == "sigmoid" else rows)
