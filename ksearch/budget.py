@@ -34,9 +34,13 @@ class Budget:
             return None
         return self.elapsed_s / done * max(0, self.trials - done)
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the seconds of the search are spent."""
+        return self._deadline is not None and time.perf_counter() >= self._deadline
+
     def is_over(self, done: int) -> bool:
-        late = self._deadline is not None and time.perf_counter() >= self._deadline
-        return late or (self.trials is not None and done >= self.trials)
+        return self.is_late or (self.trials is not None and done >= self.trials)
 
     def move(self, seconds: float, source: str, destination: str) -> None:
         """Count a part of one phase as another, once its share is known."""

@@ -20,10 +20,13 @@ from ksearch.evaluate.pool import CompilePool
 from ksearch.evaluate.worker import Worker
 from ksearch.plan import Plan
 from ksearch.search import Study, Trial
+from ksearch.stopping import Ended
 from ksearch.store import Store
 from ksearch.types import Candidate, Status, Winner
 
 FINALISTS = 6
+_ENOUGH = 2
+"""Right ones among them: the winner and the runner-up. To check all six took 6 s more at 4096x393216."""
 _SUSPICIOUS = 1.05
 """Faster than the ceiling by this factor is an alarm: the copy was disturbed, or the check was fooled."""
 
@@ -38,17 +41,19 @@ def promote(
     *,
     seed: int,
     budget_s: float,
+    ended: Ended,
 ) -> Winner:
-    """Check the finalists on the whole workload, race them, and put the winner into the store.
+    """Race the finalists, check the fastest on the whole workload, and put the winner into the store.
 
-    Those that fail the full check are recorded with what they failed at, and the next best race instead.
+    Those that fail the full check are recorded with what they failed at; where no finalist is right the next
+    best race.
     """
     waiting = study.best(len(study.trials))
     while True:
         racing = _finalists(study, waiting)
         waiting = [trial for trial in waiting if trial not in racing]
         candidates = _compiled(plan, racing, pool)
-        finals = worker.finals(candidates, budget_s=budget_s)
+        finals = worker.finals(candidates, budget_s=budget_s, enough=_ENOUGH)
         for trial, entry in zip(racing, finals.entries, strict=True):
             if entry.outcome.status is not Status.PASSED:
                 trial.outcome = entry.outcome
@@ -58,7 +63,9 @@ def promote(
             break
     passed.sort(key=lambda entry: statistics.median(entry.samples_us))
     winner = _decide(plan, passed, finals, seed)
-    winner.certificate.update(study=name, trials=len(study.trials), failures=study.failures())
+    winner.certificate.update(
+        study=name, trials=len(study.trials), failures=study.failures(), ended=str(ended)
+    )
     artifact = passed[0].candidate.artifact if winner.artifact is not None else None
     store.promote(
         winner,

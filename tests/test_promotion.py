@@ -16,6 +16,7 @@ from ksearch.evaluate.pool import Build
 from ksearch.families.base import Space
 from ksearch.promotion import FINALISTS, promote
 from ksearch.search import Study
+from ksearch.stopping import Ended
 from ksearch.store import Store
 from ksearch.types import (
     Artifact,
@@ -92,7 +93,9 @@ class Worker:
     spread: float = 0.01
     races: list[list[int]] = field(default_factory=list)
 
-    def finals(self, candidates: Sequence[Candidate], *, budget_s: float) -> Finals:
+    def finals(
+        self, candidates: Sequence[Candidate], *, budget_s: float, enough: int | None = None
+    ) -> Finals:
         self.races.append([int(c.config["n"]) for c in candidates])
         entries = []
         for candidate in candidates:
@@ -135,6 +138,7 @@ def decide(study: Study, worker: Worker, store: Store, pool: Pool | None = None)
         store,
         seed=1,
         budget_s=1.0,
+        ended=Ended.NO_GAIN,
     )
     found = store.find(WORKLOAD, TARGET)
     assert found is not None
@@ -170,6 +174,7 @@ def test_the_certificate_holds_the_evidence(store: Store) -> None:
     assert evidence["errors"] == {"uniform": {"kernel": 1e-7, "pytorch": 2e-7}}
     assert (evidence["registers"], evidence["error"]) == (40, 0.4)
     assert (evidence["study"], evidence["trials"], evidence["failures"]) == ("a study", 10, {})
+    assert evidence["ended"] == "no more to gain"
     assert "alarm" not in evidence
 
 

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
+import functools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
 import optuna
 import pytest
 
-from ksearch import families, operators
+from ksearch import families, operators, search
 from ksearch.errors import UsageError
 from ksearch.families.base import Space
 from ksearch.search import SAMPLERS, Study, Trial
-from ksearch.types import Config, Outcome, Status, Target
+from ksearch.types import Config, ConfigValue, Outcome, Status, Target
 
 H100 = Target("cuda", "sm_90", "H100", units=132, memory_bytes=80 << 30, smem_bytes=232448)
 SMALL = Space(
@@ -23,9 +24,18 @@ SMALL = Space(
 )
 
 
+@functools.cache
 def softmax_space(shape: tuple[int, ...] = (64, 8192)) -> Space:
+    """Enumerated once, which takes seconds, and not by each of forty studies."""
     op = operators.get("softmax")
-    return families.find(op, "cuda").space(op.program(), op.workload(shape), H100)
+    space = families.find(op, "cuda").space(op.program(), op.workload(shape), H100)
+    configs = list(space)
+
+    class Listed(Space):
+        def __iter__(self) -> Iterator[dict[str, ConfigValue]]:
+            return iter(configs)
+
+    return Listed(space.axes, space.is_valid, space.free, space.matters)
 
 
 def passed(time_us: float) -> Outcome:
@@ -154,6 +164,22 @@ def test_tpe_finds_more_than_chance() -> None:
     assert tpe - 100 < 0.75 * (chance - 100)
 
 
+def test_the_model_finds_what_tpe_leaves_lying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 60 trials they are 4 and 7 us over the best possible 100 us in the mean."""
+
+    def left_us(turn: int) -> float:
+        monkeypatch.setattr(search, "_TURN", turn)
+        found = []
+        for seed in range(5):
+            study = Study(space, seed=seed)
+            run(study, synthetic, 60, ahead=8)
+            found.append((study.best_us or math.inf) - 100)
+        return statistics.mean(found)
+
+    space = softmax_space()
+    assert left_us(search._TURN) < left_us(1)
+
+
 def test_failures_teach_the_sampler() -> None:
     """Half of the space fails; a sampler that ignored it would go on failing at half of its trials."""
 
@@ -216,6 +242,16 @@ def test_replayed_trials_are_not_asked_again(sampler: str) -> None:
     later = run(second, lambda c: passed(1.0), 10_000)
     assert len(later) == second.size - 20
     assert not {frozen(t.config) for t in later} & {frozen(t.config) for t in earlier}
+
+
+def test_new_trials_count_on_from_the_highest_number_of_an_earlier_run() -> None:
+    """A run that was interrupted had asked for more than it was told, in another order."""
+    study = Study(SMALL, seed=1)
+    configs = [{**c} for c in list(SMALL)[:3]]
+    for config, number in zip(configs, (0, 2, 7), strict=True):
+        assert study.replay(config, passed(1.0), number)
+    assert study.trial(7).config == configs[2]
+    assert [trial.number for trial in (study.ask(), study.ask()) if trial is not None] == [8, 9]
 
 
 @pytest.mark.parametrize(

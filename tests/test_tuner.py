@@ -18,14 +18,15 @@ import optuna
 import pytest
 import torch
 
-from ksearch import env, runtime, tuner
+from ksearch import env, operators, runtime, stopping, tuner
 from ksearch.errors import BadShape, DeviceBusy, RenderError, StoreError, UnknownOp, UsageError
 from ksearch.evaluate.pool import CompilePool
 from ksearch.evaluate.worker import Worker
+from ksearch.operators.program import as_tuple
 from ksearch.plan import device_lock, make_plan
 from ksearch.store import Store
 from ksearch.tuner import Progress, Report, tune
-from ksearch.types import Candidate, Launch, Outcome, Winner, Workload, digest
+from ksearch.types import Candidate, Launch, Outcome, Status, Winner, Workload, digest
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (32, 128)
@@ -100,6 +101,21 @@ def test_what_was_tuned_is_recorded_and_runs(screened: list[Candidate], tmp_path
     assert torch.allclose(softmax(x), torch.softmax(x, -1), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("op", "shape"), [("relu", (1,)), ("add_layernorm", (1, 1))])
+def test_one_element_is_a_shape_like_any_other(op: str, shape: tuple[int, ...], device: str) -> None:
+    """Of which the variance is 0."""
+    report = tune(op, shape, device=device, trials=3)
+    assert 1 <= report.trials <= 3
+    assert report.failures == {}
+    handle = runtime.load(op, shape, device=device)
+    assert handle.match is runtime.Match.EXACT
+    known = operators.get(op)
+    tensors = [torch.randn(size, device=device) for size in known.input_shapes(shape)]
+    for ours, theirs in zip(as_tuple(handle(*tensors)), as_tuple(known.reference(*tensors)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_compilers_rest_while_the_cpu_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     pools: list[CompilePool] = []
     pending: list[int] = []
@@ -134,6 +150,9 @@ def test_a_second_run_takes_over_the_first_and_repeats_nothing(screened: list[Ca
     assert evaluations()[:6] == first
     assert len({json.dumps(config, sort_keys=True) for _, config, _, _ in evaluations()}) == 9
     assert len({study for study, *_ in evaluations()}) == 1
+    with closing(sqlite3.connect(env.database_path())) as connection:
+        numbers = [number for (number,) in connection.execute("SELECT number FROM evaluations")]
+    assert len(set(numbers)) == 9
     count = len(screened)
     assert on_cpu(trials=9).trials == 9
     assert len(screened) == count, "a search that is complete is only decided again"
@@ -184,6 +203,7 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_command_goes_on(screened: l
     } <= set(row)
     assert row["status"] in ("winner", "baseline")
     assert 3 <= row["trials"] == recorded() < 400
+    assert row["ended"] == "interrupted"
     plan = make_plan("softmax", (64, 128), "float32", "cpu", {})
     with Store.open(env.database_path()) as store:
         winner = store.find(plan.workload, plan.target)
@@ -250,6 +270,7 @@ def test_an_own_template_is_tuned_and_equal_machine_code_measured_once(
     """`step` stands in a comment alone, so all three configs are one binary."""
     report = on_cpu(own(tmp_path))
     assert (report.trials, report.failures, len(screened)) == (3, {}, 1)
+    assert report.ended == "space exhausted"
     assert [status for _, _, status, _ in evaluations()] == ["passed"] * 3
 
 
@@ -315,6 +336,20 @@ def test_a_budget_of_seconds_ends_the_search() -> None:
     report = on_cpu(shape=(256, 1024), budget_s=8.0, jobs=1)
     assert report.trials >= 1
     assert 6.0 < report.elapsed_s < 14.0
+    assert report.ended == "budget"
+
+
+def test_a_search_that_gains_nothing_more_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "screen", lambda *_: Outcome(Status.PASSED, time_us=100.0))
+    monkeypatch.setattr(stopping, "_LEAST", 6)
+    monkeypatch.setattr(stopping, "_FEWEST", 4)
+    monkeypatch.setattr(stopping, "_LEAST_AT_CEILING", 1)
+    report = on_cpu("sigmoid", trials=12)
+    assert report.ended == "no more to gain"
+    assert report.winner.certificate["ended"] == "no more to gain"
+    assert 6 <= report.trials < 12
+    report = on_cpu("sigmoid", trials=12, early_stop=False)
+    assert (report.ended, report.trials) == ("trials", 12)
 
 
 def test_what_cannot_be_done_is_refused_at_once(tmp_path: Path) -> None:

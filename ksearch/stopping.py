@@ -1,0 +1,70 @@
+"""When a search ends, and why: by its limits, or by itself when more trials are not expected to pay."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+
+from ksearch.types import Outcome, Status, Target
+
+
+class Ended(enum.StrEnum):
+    """Why a search ended."""
+
+    CEILING = "at the ceiling"
+    NO_GAIN = "no more to gain"
+    TRIALS = "trials"
+    BUDGET = "budget"
+    EXHAUSTED = "space exhausted"
+    INTERRUPTED = "interrupted"
+
+
+_LEAST, _SHARE, _GAIN = 60, 0.4, 0.005
+"""No gain of 0.5 % over the last 40 % of at least 60 trials.
+
+By replay of 54 searches (landscapes fitted to five tables of an H200, and four made up): they end after 91 of
+200 trials on average, with 0.9998 of the best known speed in the median and 0.997 in the worst tenth. From 40
+trials on, with a third of them: after 67, with 0.997 and 0.990.
+"""
+
+_FEWEST = 40
+"""Trials without a gain, at least."""
+
+_LEAST_AT_CEILING = 24
+"""A few more than the final races, for the best of them not to be luck."""
+
+_NEAR = 0.01
+"""Two copies in a row differ by about as much; sigmoid ran at 0.994 of the time of `copy_`."""
+
+_LATENCY_US = 20.0
+"""Shorter calls are bound by latency: one that moves few bytes in 6 us is no bound for another."""
+
+
+def early(outcomes: Sequence[Outcome], target: Target, ceiling_us: float) -> Ended | None:
+    """Why a search with these outcomes, in the order told, should end by itself; None if it should go on."""
+    passed = [outcome for outcome in outcomes if outcome.status is Status.PASSED]
+    times = [outcome.time_us for outcome in passed if outcome.time_us is not None]
+    if len(times) < _LEAST_AT_CEILING:
+        return None
+    best_us = min(times)
+    noise = _noise(passed[times.index(best_us)])
+    if _is_bound(target, ceiling_us) and best_us <= ceiling_us * (1 + max(_NEAR, noise)):
+        return Ended.CEILING
+    if len(times) < _LEAST:
+        return None
+    before = times[: -max(_FEWEST, round(_SHARE * len(times)))]
+    return Ended.NO_GAIN if min(before) <= best_us * (1 + max(_GAIN, noise)) else None
+
+
+def _is_bound(target: Target, ceiling_us: float) -> bool:
+    """On a CPU kernels beat PyTorch's copy by 16 % (softmax, 256x4096): there it bounds nothing."""
+    return target.backend == "cuda" and ceiling_us >= _LATENCY_US
+
+
+def _noise(outcome: Outcome) -> float:
+    """Two standard errors of the median, as a share of it: 1.86 half quartile distances by the square root
+    of the count are one, for normal noise."""
+    if not outcome.time_us or not outcome.repeats:
+        return 0.0
+    return 2 * 1.86 * outcome.spread_us / math.sqrt(outcome.repeats) / outcome.time_us

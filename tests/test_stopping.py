@@ -1,0 +1,61 @@
+"""When a search ends by itself: at the ceiling, or when nothing was gained for long."""
+
+from __future__ import annotations
+
+import pytest
+
+from ksearch.stopping import Ended, early
+from ksearch.types import Outcome, Status, Target
+
+GPU = Target("cuda", "sm_90", "H200", units=132)
+CPU = Target("cpu", "x86_64", "Test CPU", units=2)
+FAILED = Outcome(Status.WRONG, message="no")
+
+
+def passed(*times_us: float, spread: float = 0.0) -> list[Outcome]:
+    """Each measured 25 times; `spread` as a share of the time."""
+    return [Outcome(Status.PASSED, t, spread_us=spread * t, repeats=25) for t in times_us]
+
+
+def ends_after(outcomes: list[Outcome], target: Target = GPU, ceiling_us: float = 50.0) -> int | None:
+    """The number of outcomes at which the search would have ended."""
+    ends = (n for n in range(len(outcomes) + 1) if early(outcomes[:n], target, ceiling_us))
+    return next(ends, None)
+
+
+def test_it_ends_when_nothing_was_gained_for_40_trials() -> None:
+    assert ends_after(passed(*[100.0] * 90)) == 60
+    # the best is the 30th: 40 later ones without a gain
+    assert ends_after(passed(*[100.0] * 29, 90.0, *[100.0] * 60)) == 70
+    assert early(passed(*[100.0] * 29, 90.0, *[100.0] * 60), GPU, 50.0) is Ended.NO_GAIN
+
+
+def test_a_long_search_is_given_more_time() -> None:
+    """40 % of the trials so far: the best is the 120th, so not before the 200th."""
+    outcomes = passed(*[100.0 - n for n in range(0, 60, 2) for _ in range(4)], *[40.0] * 90)
+    assert ends_after(outcomes, ceiling_us=30.0) == pytest.approx(200, abs=5)
+
+
+@pytest.mark.parametrize(("gain", "spread", "ends"), [(0.004, 0.0, 60), (0.02, 0.0, None), (0.02, 0.04, 60)])
+def test_what_noise_explains_is_no_gain(gain: float, spread: float, ends: int | None) -> None:
+    """Of 4 % half quartile distance in 25 samples, two standard errors of the median are 3 %."""
+    outcomes = passed(*[100.0] * 50, *[100.0 * (1 - gain)] * 12, spread=spread)
+    assert ends_after(outcomes) == ends
+
+
+def test_failed_candidates_do_not_count() -> None:
+    assert ends_after([FAILED] * 300) is None
+    assert ends_after([*[FAILED] * 50, *passed(*[100.0] * 60)]) == 110
+
+
+def test_at_the_ceiling_it_ends_once_there_are_finalists() -> None:
+    outcomes = passed(50.4, *[60.0] * 100)
+    assert ends_after(outcomes) == 24
+    assert early(outcomes, GPU, 50.0) is Ended.CEILING
+    assert early(passed(50.6, *[60.0] * 30), GPU, 50.0) is None
+
+
+def test_where_the_copy_is_no_bound_it_goes_on() -> None:
+    """A call bound by latency may be faster than a copy of its bytes; on a CPU most are."""
+    assert ends_after(passed(6.0, *[7.0] * 100), ceiling_us=6.5) == 60
+    assert ends_after(passed(50.4, *[60.0] * 100), target=CPU) == 60
