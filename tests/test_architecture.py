@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from ksearch import operators
-from ksearch.operators import parse_shape
+from ksearch import operators, study_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +31,7 @@ def test_imports_point_down_only() -> None:
         ("ksearch.backends.cuda", {"torch", "optuna", "sqlalchemy", "jinja2"}),
         ("ksearch.artifacts", {"torch", "optuna", "sqlalchemy", "jinja2"}),
         ("ksearch.operators", {"torch"}),
+        ("ksearch.study_file", {"torch", "optuna", "sqlalchemy", "rich"}),
         ("ksearch.runtime", {"optuna", "sqlalchemy"}),
     ],
 )
@@ -55,11 +54,10 @@ def test_every_environment_variable_is_read_in_one_place_and_documented() -> Non
 
 @pytest.mark.parametrize("study", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
 def test_a_study_names_workloads_that_can_be_tuned(study: Path) -> None:
-    content = tomllib.loads(study.read_text())
-    assert content["study"]["name"] == study.stem
-    tunable = [item for item in content["workload"] if "needs" not in item]
+    content = study_file.read(study)
+    assert content.name == study.stem
+    tunable = [entry for entry in content.entries if not entry.needs]
     assert tunable
-    for item in tunable:
-        shape = parse_shape("x".join(map(str, item["shape"])))
-        workload = operators.get(item["op"]).workload(shape, item["dtype"], **item.get("options", {}))
-        assert workload.shape == shape
+    for entry in tunable:
+        workload = operators.get(entry.op).workload(entry.shape, entry.dtype, **dict(entry.options))
+        assert workload.shape == entry.shape

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ksearch import cli, env, tuner
+from ksearch import cli, env, operators, tuner
 from ksearch.errors import DeviceBusy, UnknownOp
 from ksearch.store import Store
 from ksearch.types import Launch, Outcome, Status, Target, Winner, Workload, digest
@@ -105,6 +105,7 @@ def test_tune_hands_over_everything_that_was_asked(run: Run, asked: dict[str, An
         "sampler": "random",
         "seed": 7,
         "jobs": 3,
+        "early_stop": True,
         "db": tmp_path / "other.db",
         "progress": None,
     }
@@ -112,6 +113,16 @@ def test_tune_hands_over_everything_that_was_asked(run: Run, asked: dict[str, An
     assert type(asked["options"]["beta"]) is float
     assert "1.50x" in out
     assert f"ksearch.load('{my_ops}:swish'" in out
+
+
+def test_the_role_of_a_tensor_is_an_option(run: Run, asked: dict[str, Any]) -> None:
+    assert run("tune", "add", "--shape", "64x256", "--option", "other=row", "--option", "alpha=2")[0] == 0
+    assert asked["options"] == {"other": "row", "alpha": 2.0}
+    error = error_of(run("tune", "add", "--shape", "64x256", "--option", "other=diagonal"))
+    assert "add: option other is 'diagonal', but must be one of full, row, column, scalar" in error
+    assert "must be one of row, none" in error_of(
+        run("tune", "rms_norm", "--shape", "64x256", "--option", "weight=full")
+    )
 
 
 def test_tune_leaves_to_the_tuner_what_was_not_asked(run: Run, asked: dict[str, Any]) -> None:
@@ -161,7 +172,7 @@ def test_bad_arguments_are_one_line_and_status_2(
     assert not asked
 
 
-@pytest.mark.parametrize("shape", ["4096xx", "0x4", "-3x4", "big"])
+@pytest.mark.parametrize("shape", ["4096xx", "0x4", "4x0", "0", "-3x4", "big", "()"])
 def test_a_bad_shape_is_one_line(run: Run, asked: dict[str, Any], shape: str) -> None:
     result = run("tune", "softmax", "--shape", shape)
     assert result[0] == 2
@@ -316,8 +327,22 @@ def test_ops_lists_what_can_be_tuned(run: Run) -> None:
     rows = {row["op"]: row for row in json.loads(run("ops", "--json")[1])}
     assert rows["softmax"]["family"] == "rowwise"
     assert rows["sigmoid"]["family"] == "pointwise"
-    assert rows["softmax"]["inputs"][0]["role"] == "full"
-    assert "softmax" in run("ops")[1]
+    assert rows["softmax"]["inputs"][0] == {"name": "x", "role": "full", "roles": ["full"]}
+    assert rows["add"]["inputs"][1]["roles"] == ["full", "row", "column", "scalar"]
+    assert rows["layernorm"]["options"] == {"weight": "row", "bias": "row", "eps": 1e-05}
+    assert rows["gelu"]["torch_function"] == "torch.nn.functional.gelu"
+    lines = {line.split()[0]: line for line in run("ops")[1].splitlines()}
+    assert "other (full|row|column|scalar)" in lines["add"]
+    assert "approximate=none" in lines["gelu"]
+
+
+def test_an_alias_is_shown_and_listed_as_the_op(run: Run) -> None:
+    workload = operators.get("rmsnorm").workload((64, 256))
+    with Store.open(env.database_path()) as store:
+        store.promote(replace(WINNER, workload=workload), source="// it\n", binary=BINARY, environment={})
+    for name in ("rmsnorm", "rms_norm"):
+        assert run("show", name, "--shape", "64x256", "--option", "weight=row")[0] == 0
+        assert len(json.loads(run("list", "--op", name, "--json")[1])) == 1
 
 
 def test_help_is_fast_because_it_imports_nothing_heavy() -> None:

@@ -205,7 +205,7 @@ def planted(folder: Path, template: str, before: str) -> int:
         ("softmax", "cuda/rowwise.cu.j2", "const Partial{{ s }} all = reduce{{ s }}"),  # in a loop
         ("softmax", "cuda/rowwise.cu.j2", "Element<float> e;"),  # in a macro
         ("softmax", "include/device.cuh", "asm volatile("),
-        ("sigmoid", "cuda/pointwise.cu.j2", "float y[1];"),
+        ("sigmoid", "cuda/pointwise.cu.j2", "Results results;"),
         ("sigmoid", "include/math.cuh", "float r;"),
     ],
 )

@@ -59,6 +59,8 @@ def test_an_installed_wheel_tunes(wheel: Path, tmp_path: Path) -> None:
         return done.stdout
 
     assert Path(run("-c", "import ksearch; print(ksearch.__file__)").strip()).is_relative_to(site)
+    shipped = Path(run("-c", "from ksearch import study; print(study.find('llm'))").strip())
+    assert shipped == site / "ksearch/_studies/llm.toml"
     arguments = ["sigmoid", "--shape", "64x256", "--device", "cpu", "--trials", "3", "--json"]
     row = json.loads(run("-m", "ksearch", "tune", *arguments))
     assert row["op"] == "sigmoid"

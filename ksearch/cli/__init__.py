@@ -19,13 +19,11 @@ import ksearch
 from ksearch.cli.browse import list_, ops, show, trials
 from ksearch.cli.doctor import doctor
 from ksearch.cli.printing import print_json
+from ksearch.cli.study import INTERRUPTED
 from ksearch.cli.tune import tune
 from ksearch.errors import KsearchError
 
 __all__ = ["commands", "main"]
-
-_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         return _fail(arguments, "UsageError", error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        return _fail(arguments, "Interrupted", "interrupted, and nothing was kept", _INTERRUPTED)
+        return _fail(arguments, "Interrupted", "interrupted, and nothing was kept", INTERRUPTED)
     except BrokenPipeError:  # `ksearch list | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 @db_option
 def list_(op: str | None, dtype: str | None, device: str | None, as_json: bool, db: Path | None) -> None:
     """List the winners in the database."""
+    from ksearch.operators import canonical
     from ksearch.report import rows, tables
     from ksearch.store import Store
 
     path = db or env.database_path()
     found: list[Winner] = []
+    op = op and canonical(op)
     if db is not None or path.exists():  # the default one, before anything was tuned, is just empty
         with Store.open(path, create=False, readonly=True) as store:
             found = [w for w in store.winners(op=op, dtype=dtype) if _is_on(w, device)]
@@ -161,10 +163,10 @@ def _winners_of(
     device: str | None,
 ) -> list[Winner]:
     """The winners of one op and shape, on every target in the database. Raises UsageError where none is."""
-    from ksearch.operators import parse_shape
+    from ksearch.operators import canonical, parse_shape
 
     sizes = parse_shape(shape)
-    of_op = store.winners(op=op.rpartition(":")[2])  # my_ops.py:swish is kept under swish
+    of_op = store.winners(op=canonical(op.rpartition(":")[2]))  # my_ops.py:swish is kept under swish
     found = [
         winner
         for winner in of_op

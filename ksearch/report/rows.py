@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ksearch.doctor import Diagnosis
     from ksearch.operators import Op
     from ksearch.store import Evaluation
+    from ksearch.study_run import Result, StudyReport
     from ksearch.tuner import Report
 
 
@@ -50,11 +51,36 @@ def tuned_row(report: Report) -> dict[str, Any]:
     return {
         **winner_row(report.winner, report.db),
         "trials": report.trials,
+        "ended": report.ended,
         "failures": report.failures,
         "first_failures": report.first_failures,
         "elapsed_s": report.elapsed_s,
         "phases_s": report.phases_s,
     }
+
+
+def study_row(report: StudyReport) -> dict[str, Any]:
+    """A study and what became of its workloads, as `ksearch tune --study --json` prints it."""
+    return {
+        "study": report.study,
+        "db": report.db,
+        "elapsed_s": report.elapsed_s,
+        "complete": report.is_complete,
+        "interrupted": report.interrupted,
+        "workloads": [_result_row(result, report.db) for result in report.results],
+    }
+
+
+def _result_row(result: Result, db: str) -> dict[str, Any]:
+    """A winner's row where there is one, else what was asked for; `state` says what became of it."""
+    entry = result.entry
+    row: dict[str, Any] = {"op": entry.name, "shape": list(entry.shape), "dtype": entry.dtype}
+    row |= {"options": dict(entry.options), "trials": result.trials, "elapsed_s": result.elapsed_s}
+    if result.report is not None:
+        row |= tuned_row(result.report)
+    elif result.winner is not None:
+        row |= winner_row(result.winner, db)
+    return {**row, "state": str(result.state), "reason": result.reason}
 
 
 def shown_row(
@@ -107,8 +133,11 @@ def op_row(op: Op) -> dict[str, Any]:
     return {
         "op": op.name,
         "family": op.program().family,
-        "inputs": [{"name": item.name, "role": str(item.role)} for item in op.inputs],
+        "inputs": [
+            {"name": item.name, "role": str(item.role), "roles": list(op.roles(item))} for item in op.inputs
+        ],
         "options": dict(op.options),
+        "torch_function": op.torch_function,
     }
 
 

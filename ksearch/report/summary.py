@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ksearch import operators
+from ksearch.errors import KsearchError
 from ksearch.report import text
-from ksearch.types import Launch, Winner
+from ksearch.types import Launch, Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.tuner import Report
@@ -23,7 +26,7 @@ def tuned(report: Report, op: str, *, default_db: str) -> RenderableType:
     facts = _facts()
     _add_certainty(facts, winner)
     facts.add_row("config", Text(text.config(winner.config)))
-    facts.add_row("tried", _tried(report.trials, report.failures))
+    facts.add_row("tried", f"{_tried(report.trials, report.failures)}; ended: {report.ended}")
     for status, message in report.first_failures.items():
         facts.add_row("", Text(f"first {status}: {message}"))
     phases = ", ".join(f"{name} {text.duration(seconds)}" for name, seconds in report.phases_s.items())
@@ -77,7 +80,7 @@ def one_line(winner: Winner) -> str:
 def snippet(winner: Winner, op: str, db: str, default_db: str) -> str:
     """The lines of Python that load the winner and run it."""
     workload = winner.workload
-    more = "".join(f", {name}={value!r}" for name, value in workload.options)
+    more = "".join(f", {name}={_python(value)}" for name, value in workload.options)
     if db != default_db:
         more += f", db={db!r}"
     name = workload.op if workload.op.isidentifier() else "kernel"
@@ -85,8 +88,21 @@ def snippet(winner: Winner, op: str, db: str, default_db: str) -> str:
         "import ksearch, torch\n"
         f"{name} = ksearch.load({op!r}, shape={workload.shape!r}, dtype=torch.{workload.dtype}, "
         f"device={winner.target.backend!r}{more})\n"
-        f"y = {name}(x)"
+        f"y = {name}({_tensors(op, workload)})"
     )
+
+
+def _tensors(op: str, workload: Workload) -> str:
+    """What the op is called with: `x, weight`; an op that cannot be found here has one tensor at least."""
+    try:
+        return ", ".join(item.name for item in operators.resolve(op).inputs_for(dict(workload.options)))
+    except KsearchError:
+        return "x"
+
+
+def _python(value: object) -> str:
+    """`value` as a line of Python has it, which knows no word `inf`."""
+    return f"float('{value}')" if isinstance(value, float) and not math.isfinite(value) else repr(value)
 
 
 def _facts() -> Table:

@@ -1,4 +1,4 @@
-"""Tables for the terminal: winners, trials, ops."""
+"""Tables for the terminal: winners, trials, ops, studies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from ksearch.report import study as wording
 from ksearch.report import text
 from ksearch.types import Winner
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ksearch.doctor import Finding
     from ksearch.operators import Op
     from ksearch.store import Evaluation
+    from ksearch.study_run import StudyReport
 
 
 def _table(*columns: str, right: Iterable[str] = ()) -> Table:
@@ -70,9 +72,30 @@ def trials(found: Sequence[Evaluation]) -> Table:
 def ops(found: Iterable[Op]) -> Table:
     table = _table("op", "family", "inputs", "options")
     for op in found:
-        inputs = ", ".join(f"{item.name} ({item.role})" for item in op.inputs)
+        inputs = ", ".join(f"{item.name} ({'|'.join(op.roles(item))})" for item in op.inputs)
         options = ", ".join(f"{name}={value}" for name, value in op.options.items())
         table.add_row(Text(op.name), op.program().family, Text(inputs), Text(options or "-"))
+    return table
+
+
+_STATES = {"tuned": "green", "failed": "bold red", "left": "yellow", "had": "dim", "needs": "dim"}
+
+
+def study(report: StudyReport) -> Table:
+    """One line for each workload of a study, in the order of its file."""
+    numbers = ("us", "times PyTorch", "% of ceiling", "candidates", "time")
+    table = _table("workload", *numbers, "status", right=numbers)
+    for result in report.results:
+        winner = result.winner
+        table.add_row(
+            Text(str(result.entry)),
+            text.time_us(winner.time_us if winner else None),
+            text.times(winner.speedup if winner else None),
+            text.percent(winner.percent_of_ceiling if winner else None),
+            str(result.trials or "-"),
+            text.duration(result.elapsed_s) if result.elapsed_s else "-",
+            Text(wording.status(result), style=_STATES.get(result.state, "")),
+        )
     return table
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from rich.console import Console, RenderableType
 
+from ksearch import operators
 from ksearch.report import rows, summary
 from ksearch.tuner import Report
 from ksearch.types import Winner
@@ -45,6 +47,12 @@ def test_the_lines_of_python_are_python_that_loads_this_workload(winner: Winner)
         "scale=0.5, db='/other.db')"
     ) in lines
     assert "db=" not in summary.snippet(winner, "softmax", "/d/k.db", "/d/k.db")
+    norm = replace(winner, workload=operators.get("layernorm").workload((4, 8), bias="none"))
+    assert summary.snippet(norm, "layernorm", "/d/k.db", "/d/k.db").endswith("\ny = layernorm(x, weight)")
+    unknown = summary.snippet(norm, "/nowhere/my_ops.py:mine", "/d/k.db", "/d/k.db")
+    assert unknown.endswith("\ny = layernorm(x)")
+    unbounded = replace(winner, workload=replace(winner.workload, options=(("max", math.inf), ("min", -1.0))))
+    assert "max=float('inf'), min=-1.0" in summary.snippet(unbounded, "clamp", "/d/k.db", "/d/k.db")
 
 
 def test_where_pytorch_won_it_is_said(baseline: Winner) -> None:

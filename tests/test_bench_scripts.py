@@ -1,0 +1,203 @@
+"""The plumbing of the benchmarks, on the CPU with few trials: rows, rivals, processes, resuming, the page."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ksearch import backends
+from ksearch.errors import UsageError, WorkerError
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))  # child processes inherit it
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def script(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def test_rows_are_measured_kept_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # its C++ compiler would take longer than all the rest
+    bench = script("bench_memory_bound")
+    journal = script("_seats").Journal(tmp_path / "rows" / "rows.jsonl")
+    workloads = [
+        ("softmaxx", (64, 128), "float32"),
+        ("softmax", (32, 128), "float32"),
+        ("add_rmsnorm", (16, 64), "float32"),
+    ]
+    bench.measure_all(workloads, journal.append, device="cpu", trials=3, seconds=0.5)
+    rows = journal.read()
+    assert list(rows) == [script("_bench").label(each) for each in workloads], "the largest first"
+    assert rows["softmaxx 64x128 float32"]["error"].startswith("UnknownOp: no op 'softmaxx'")
+    for name in ("softmax 32x128 float32", "add_rmsnorm 16x64 float32"):
+        row = rows[name]
+        assert row["candidates"] == 3
+        assert row["of copy_"] == row["copy_ us"] / row["ksearch us"]
+        assert row["times torch.compile"] == row["torch.compile us"] / row["ksearch us"]
+        assert "times Liger" not in row
+        assert "=" in row["config"] or row["config"] == "PyTorch"
+    assert bench.missing(workloads, "", rows) == workloads[:1], "what failed is tried again"
+    assert bench.missing(workloads, "^add", {}) == workloads[2:]
+
+    arguments = argparse.Namespace(name=tmp_path / "page", commit="none")
+    bench.report(arguments, backends.get("cpu").target(), rows, "a command")
+    assert len(json.loads((tmp_path / "page.json").read_text())["rows"]) == 3
+    page = (tmp_path / "page.md").read_text()
+    assert "| softmaxx 64x128 float32 | - |" in page
+    assert "; measured 2, failed 1." in page
+
+
+def test_a_rival_that_fails_or_is_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rivals = script("_rivals")
+    case = rivals.make_case("add_rmsnorm", (16, 64), "float32", "cpu", {"weight": "none"})
+    assert len(case.inputs) == 2
+    x, residual = case.inputs
+    bench = script("bench_memory_bound")
+    monkeypatch.setattr(bench, "compiled", lambda case: lambda: (x, x + residual))
+    monkeypatch.setattr(bench, "liger", lambda case: lambda: 1 / 0)
+    found, facts = bench.peers(case)
+    assert found == {}
+    assert facts["no torch.compile"].startswith("ArithmeticError: off by")
+    assert facts["no Liger"] == "ZeroDivisionError: division by zero"
+    monkeypatch.setattr(
+        bench, "compiled", lambda case: lambda: case.op.reference(*case.inputs, weight="none")
+    )
+    monkeypatch.setattr(bench, "liger", lambda case: None)
+    found, facts = bench.peers(case)
+    assert list(found) == ["torch.compile"]
+    assert list(facts) == ["torch.compile ready in s"]
+
+
+@pytest.mark.parametrize("op", ["softmax", "log_softmax", "gelu", "silu", "residual_add", "mul", "rmsnorm"])
+def test_eager_computes_the_op(op: str) -> None:
+    rivals = script("_rivals")
+    case = rivals.make_case(op, (16, 64), "float32", "cpu")
+    for into in (True, False):
+        rivals.check(case, rivals.rivals(case, into=into)["eager"])
+
+
+@pytest.mark.parametrize(("op", "tensors"), [("sigmoid", 2), ("swiglu", 3), ("add_rmsnorm", 4)])
+def test_the_copy_moves_the_bytes_of_the_op(op: str, tensors: int) -> None:
+    rivals = script("_rivals")
+    case = rivals.make_case(op, (16, 64), "bfloat16", "cpu")
+    copied = rivals.rivals(case)["copy_"]()
+    row = 64 if op == "add_rmsnorm" else 0  # the weight
+    assert 2 * copied.numel() == tensors * 16 * 64 + row
+
+
+def open_toy() -> Callable[[Any], Any]:
+    """What the seats of the next test run."""
+
+    def measure(task: str, device: str, database: Path) -> dict[str, Any]:
+        if task == "crash":
+            os._exit(3)
+        if task == "raise":
+            raise ValueError("not today")
+        return {
+            "workload": task,
+            "of copy_": 1.0,
+            "cache": os.environ["KSEARCH_CACHE_DIR"],
+            "cores": len(os.sched_getaffinity(0)),
+        }
+
+    return script("_seats").serve(measure)
+
+
+def test_a_crash_costs_one_row(tmp_path: Path) -> None:
+    seats, rows = script("_seats"), {}
+    tasks = [(name, name) for name in ("a", "crash", "b", "raise", "c")]
+    two = [
+        seats.Seat("cpu", None, frozenset([min(os.sched_getaffinity(0))]), tmp_path / str(i)) for i in (0, 1)
+    ]
+    run = seats.Run("test_bench_scripts:open_toy", tasks, lambda row: rows.update({row["workload"]: row}))
+    run.on(two)
+    assert rows.keys() == {"a", "b", "c", "crash", "raise"}
+    assert rows["crash"]["error"] == "exit status 3"
+    assert rows["raise"]["error"] == "ValueError: not today"
+    for name in "abc":
+        assert rows[name]["cores"] == 1
+        assert Path(rows[name]["cache"]).parent in (tmp_path / "0", tmp_path / "1")
+
+
+def test_no_row_is_begun_too_late_and_none_without_a_process(tmp_path: Path) -> None:
+    seats, rows = script("_seats"), []
+    seat = seats.Seat("cpu", None, frozenset(os.sched_getaffinity(0)), tmp_path)
+    seats.Run("test_bench_scripts:open_toy", [("a", "a")], rows.append, within_s=-1.0).on([seat])
+    with pytest.raises(WorkerError, match="no_such_function"):
+        seats.Run("test_bench_scripts:no_such_function", [("a", "a")], rows.append).on([seat])
+    assert rows == []
+
+
+def test_seats_share_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seats = script("_seats")
+    with pytest.raises(UsageError):
+        seats.make_seats("cpu", 2, tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(
+        seats, "backends", SimpleNamespace(get=lambda _: SimpleNamespace(target=lambda _: None))
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    made = seats.make_seats("cuda", 4, tmp_path)
+    assert [seat.visible for seat in made] == ["0", "1", "2", "3"]
+    assert [len(seat.cores) for seat in made] == [2, 2, 2, 2]
+    assert frozenset().union(*(seat.cores for seat in made)) == set(range(8))
+    assert len({seat.folder for seat in made}) == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [seat.visible for seat in seats.make_seats("cuda", 2, tmp_path)] == ["5", "7"]
+
+
+def test_half_a_line_is_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    journal = script("_seats").Journal(file)
+    assert journal.read() == {}
+    journal.append({"workload": "a", "x": 1})
+    file.write_text(file.read_text() + '{"workload": "b", "x')
+    journal.append({"workload": "c"})
+    assert list(journal.read()) == ["a", "c"]
+
+
+def test_the_summary_counts_what_it_says() -> None:
+    bench, label = script("bench_memory_bound"), script("_bench").label
+    names = [label(each) for each in bench.WORKLOADS]
+    assert len(set(names)) == len(names)
+    assert len([each for each in bench.WORKLOADS if each[0] in bench.ROWWISE]) == 4 * 11 * 2 + 3
+    common = {"tuned in s": 8.0, "candidates": 90, "config": "vec=4"}
+    rows = {
+        "softmax 8192x8192 float32": {
+            "of copy_": 0.5,
+            "times eager": 2.0,
+            "times torch.compile": 0.98,
+            **common,
+        },
+        "rmsnorm 8192x8192 bfloat16": {"of copy_": 0.98, "times eager": 0.995, **common},
+        "softmax 256x4096 bfloat16": {"of copy_": 0.1, "times eager": 1.0, **common, "config": "PyTorch"},
+        "gelu 8192x8192 float32": {"error": "SIGSEGV"},
+    }
+    text = "\n".join(bench.summarize(rows))
+    assert "the 2 rows of softmax, log_softmax, rmsnorm, layernorm with an input of 4 MB" in text
+    assert f"geometric mean {math.sqrt(0.5 * 0.98):.3f} (softmax 0.500, rmsnorm 0.980)" in text
+    assert "least 0.500, softmax 8192x8192 float32." in text
+    assert "Times eager: geometric mean 1.258 of 3 rows; ksearch is slower by more than 1 % in 0." in text
+    assert "of 1 rows; ksearch is slower by more than 1 % in 1: softmax 8192x8192 float32 (0.980)." in text
+    assert "Tuned in 8.0 s with 90 candidates (medians). PyTorch won 1 of 3 rows; " in text
+    assert f"Workloads of the suite: {len(names)}; measured 3, failed 1." in text
+
+
+def test_the_table_leaves_out_what_is_usual() -> None:
+    shorten = script("bench_memory_bound").shorten
+    assert shorten("threads=64 rows=1 prefetch=1 load=default vec=8") == "threads=64 prefetch=1 vec=8"
+    assert shorten("PyTorch: no winner for x=1 rows=1") == "PyTorch: no winner for x=1 rows=1"
