@@ -5,29 +5,32 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import logging
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from _rivals import Call, Case, make_case, rivals
 
 import ksearch
 from ksearch.evaluate import timing
-from ksearch.types import Target
+from ksearch.types import Option, Target
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-Call = Callable[[], object]
 Workload = tuple[str, tuple[int, ...], str]
 """Op, shape, dtype."""
 
 
-def parser(doc: str | None, name: str, trials: int) -> argparse.ArgumentParser:
+def parser(doc: str | None, name: str, trials: int | None = None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--trials", type=int, default=trials, help="candidates of each search")
+    if trials is not None:
+        made.add_argument("--trials", type=int, default=trials, help="candidates of each search")
     made.add_argument("--name", default=name, help="results go to docs/results/NAME.{json,md}")
     made.add_argument("--commit", default=commit(), help="where this is not a git checkout")
     return made
@@ -43,12 +46,6 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def rivals(op: str, x: torch.Tensor, y: torch.Tensor) -> dict[str, Call]:
-    """A copy of the same bytes, and PyTorch into memory that is there already."""
-    eager = {"softmax": (torch.softmax, x, -1), "sigmoid": (torch.sigmoid, x)}[op]
-    return {"copy_": functools.partial(y.copy_, x), "eager": functools.partial(*eager, out=y)}
-
-
 def race(calls: Mapping[str, Call], target: Target, *, seconds: float, rounds: int = 60) -> dict[str, float]:
     """Median microseconds of each call; all run once in every round, in shuffled order, cold cache."""
     clock = timing.clock(target)
@@ -58,6 +55,12 @@ def race(calls: Mapping[str, Call], target: Target, *, seconds: float, rounds: i
     return {name: statistics.median(times) for name, times in zip(calls, samples, strict=True)}
 
 
+def label(workload: Workload, options: Mapping[str, Option] | None = None) -> str:
+    op, shape, dtype = workload
+    named = "".join(f" {name}={value}" for name, value in (options or {}).items())
+    return f"{op} {'x'.join(map(str, shape))} {dtype}{named}"
+
+
 def tune_and_race(
     workload: Workload,
     target: Target,
@@ -65,23 +68,29 @@ def tune_and_race(
     *,
     trials: int,
     seconds: float,
-    more: Callable[[str, torch.Tensor], dict[str, Call]] | None = None,
+    options: Mapping[str, Option] | None = None,
+    more: Callable[[Case], dict[str, Call]] | None = None,
 ) -> dict[str, Any]:
-    """Tune, load the winner as production code does, race it; one row of results."""
+    """Tune, load the winner as production code does, race it; one row of results.
+
+    `options` are those of the op, roles of its tensors among them; `more` gives further rivals.
+    """
     op, shape, dtype = workload
-    report = ksearch.tune(op, shape, dtype=dtype, device=target.backend, trials=trials, db=database)
-    handle = ksearch.load(op, shape, dtype, device=target.backend, db=database)
-    x = torch.randn(shape, dtype=getattr(torch, dtype), device=target.backend)
-    y = torch.empty_like(x)
-    calls = {
-        "ksearch": functools.partial(handle, x, out=y),
-        **rivals(op, x, y),
-        **(more(op, x) if more else {}),
-    }
-    times = race(calls, target, seconds=seconds)
-    config = report.winner.config
+    options = options or {}
+    report = ksearch.tune(
+        op, shape, dtype=dtype, device=target.backend, options=options, trials=trials, db=database
+    )
+    with warnings() as said:
+        handle = ksearch.load(op, shape, dtype, device=target.backend, db=database, **options)
+        case = make_case(op, shape, dtype, target.backend, options)
+        config = report.winner.config
+        # Where PyTorch won, both allocate: a handle would have to copy its results into `out`, and on a CPU
+        # new memory alone costs as much as sigmoid.
+        mine = functools.partial(handle, *case.inputs, **({"out": case.out} if config else {}))
+        calls = {"ksearch": mine, **rivals(case, into=bool(config)), **(more(case) if more else {})}
+        times = race(calls, target, seconds=seconds)
     row = {
-        "workload": f"{op} {'x'.join(map(str, shape))} {dtype}",
+        "workload": label(workload, options),
         **{f"{name} us": time_us for name, time_us in times.items()},
         "of copy_": times["copy_"] / times["ksearch"],
         **{
@@ -91,34 +100,64 @@ def tune_and_race(
         },
         "candidates": report.trials,
         "failed": sum(report.failures.values()),
+        "ended": str(report.ended),
         "tuned in s": report.elapsed_s,
-        "config": " ".join(f"{k}={v}" for k, v in config.items()) if config else "PyTorch",
+        "config": "PyTorch" if not config else " ".join(f"{k}={v}" for k, v in config.items()),
     }
+    if said:  # a kernel that was tuned, and did not run
+        row["config"] = f"PyTorch: {said[0]}"
     print(row, flush=True)
     return row
 
 
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """What ksearch has to say meanwhile: that a call runs PyTorch, and why."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("ksearch")
+    log.addHandler(handler)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)
+
+
 def save(
-    arguments: argparse.Namespace, target: Target, rows: Sequence[Mapping[str, Any]], command: str
+    arguments: argparse.Namespace,
+    target: Target,
+    rows: Sequence[Mapping[str, Any]],
+    command: str,
+    *,
+    body: str | None = None,
+    more_facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write docs/results/<name>.json, and the same as a table in <name>.md."""
+    """Write docs/results/<name>.json, and the same as a table (or `body`) in <name>.md."""
     facts = {
         "device": target.device,
         "commit": arguments.commit,
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "python": platform.python_version(),
+        **(more_facts or {}),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{arguments.name}.json"
     path.write_text(json.dumps({"command": command, **facts, "rows": rows}, indent=1) + "\n")
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
     about = ", ".join(f"{key} {value}" for key, value in facts.items())
-    text = f"# {arguments.name}\n\n`{command}`\n\n{about}\n\n" + "\n".join(lines) + "\n"
+    text = f"# {arguments.name}\n\n`{command}`\n\n{about}\n\n" + (body or table(rows)) + "\n"
     path.with_suffix(".md").write_text(text)
     print(text)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """In Markdown, with every column that any row has, or those of `columns` that any row has."""
+    present = list(dict.fromkeys(column for row in rows for column in row))
+    columns = present if columns is None else [column for column in columns if column in present]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
 
 
 def _cell(value: object) -> str:

@@ -75,6 +75,7 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "candidates": report.trials,
+        "ended": str(report.ended),
         "failed": sum(report.failures.values()),
         "candidates/s, searching": (last.trials_done - first.trials_done) / (last_s - first_s),
         "candidates/s, in all": report.trials / report.elapsed_s,
