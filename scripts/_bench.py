@@ -146,7 +146,7 @@ def save(
     path = RESULTS / f"{arguments.name}.json"
     path.write_text(json.dumps({"command": command, **facts, "rows": rows}, indent=1) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in facts.items())
-    text = f"# {arguments.name}\n\n`{command}`\n\n{about}\n\n" + (body or table(rows)) + "\n"
+    text = f"# {path.stem}\n\n`{command}`\n\n{about}\n\n" + (body or table(rows)) + "\n"
     path.with_suffix(".md").write_text(text)
     print(text)
 

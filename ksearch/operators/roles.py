@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from ksearch.operators.program import Role
 from ksearch.operators.signature import NONE
 
+_ROLES = tuple(Role)
+"""As a tuple: torch.compile of PyTorch 2.11 cannot go through the members of an enum."""
+
 
 def shapes_of(role: Role, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Every shape that broadcasts to `shape` as that role says, the usual one first."""
@@ -27,7 +30,7 @@ def derive_role(given: tuple[int, ...] | None, shape: tuple[int, ...], allowed: 
     """
     if given is None:
         return NONE if NONE in allowed else None
-    for role in Role:
+    for role in _ROLES:
         if role in allowed and given in shapes_of(role, shape):
             return str(role)
     return None
