@@ -63,9 +63,7 @@ def promote(
             break
     passed.sort(key=lambda entry: statistics.median(entry.samples_us))
     winner = _decide(plan, passed, finals, seed)
-    winner.certificate.update(
-        study=name, trials=len(study.trials), failures=study.failures(), ended=str(ended)
-    )
+    winner.certificate.update(study=name, trials=study.done, failures=study.failures(), ended=str(ended))
     artifact = passed[0].candidate.artifact if winner.artifact is not None else None
     store.promote(
         winner,

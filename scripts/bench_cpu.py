@@ -17,7 +17,7 @@ from _seats import Row
 from bench_memory_bound import COLUMNS, measure, missing
 
 from ksearch import backends
-from ksearch.evaluate.session import _keep_heap
+from ksearch.evaluate.session import keep_heap
 
 WORKLOADS: tuple[Workload, ...] = (
     ("softmax", (2048, 4096), "float32"),
@@ -60,7 +60,7 @@ def main() -> None:
     options.add_argument("--select", default="", metavar="REGEX", help="only the workloads that it finds")
     arguments = options.parse_args()
     torch.set_grad_enabled(False)
-    _keep_heap()
+    keep_heap()
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder, "bench.db")
         rows = [

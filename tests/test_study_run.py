@@ -350,5 +350,6 @@ def test_a_real_ctrl_c_keeps_what_was_measured_and_the_next_run_goes_on(
     first, second = run(study_file.read(path), device="cpu", trials=trials).results
     assert stopped["trials"] <= trials_of("32x128") <= trials
     assert first.winner is not None
+    assert first.state != "had", "what was interrupted is searched further"
     assert second.state in (State.TUNED, State.PYTORCH)
     assert second.trials == trials_of("16x64") == trials

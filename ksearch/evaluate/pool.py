@@ -40,7 +40,6 @@ class CompilePool:
 
     def __init__(self, backend: str, width: int, timeout_s: float = 60.0) -> None:
         self.width = width
-        self.width = width
         self._backend = backend
         self._timeout_s = timeout_s
         self._waiting: queue.SimpleQueue[tuple[Hashable, Source] | None] = queue.SimpleQueue()

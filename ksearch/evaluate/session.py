@@ -44,7 +44,7 @@ class Session:
                 total = torch.cuda.get_device_properties(job.target.index).total_memory
                 torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory_limit_bytes / total))
         else:
-            _keep_heap()
+            keep_heap()
         self._problem = Problem(job)
         self._subset = Subset(self._problem, job.seed)
         self._clock = timing.clock(job.target)
@@ -142,7 +142,7 @@ class Session:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _keep_heap() -> None:
+def keep_heap() -> None:
     """Make the C library give freed memory to the next allocation, not back to the system.
 
     Otherwise PyTorch pays for page faults in every call that allocates: torch.softmax of 32 MB took

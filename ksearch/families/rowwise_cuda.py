@@ -86,19 +86,14 @@ class RowwiseCuda:
         per_thread = max(1, row_bytes // 16)
         if row_bytes <= 4096:  # a warp or less a row, several rows a block
             threads = min(32, max(4, 2 ** round(math.log2(per_thread / 4))))
-            return [{**base, "threads": threads, "rows": max(1, 128 // threads)}]
+            several = {**base, "threads": threads, "rows": max(1, 128 // threads)}
+            return [several, {**several, "keep": True}, {**several, "reduction": "two_step"}]
         threads = min(1024, max(64, 2 ** round(math.log2(per_thread / 4))))
         blocks: list[dict[str, ConfigValue]] = [  # a block a row
+            {**base, "threads": threads, "keep": True},
             {**base, "threads": threads, "reduction": "two_step"},
             {**base, "threads": 384, "min_blocks": 2, "reduction": "two_step"},
-            {**base, "threads": max(64, threads // 2), "keep": True},
-            {
-                **base,
-                "threads": max(64, threads // 2),
-                "reduction": "two_step",
-                "storage": "shared",
-                "unroll": 2,
-            },
+            {**base, "threads": 2 * threads, "reduction": "two_step", "storage": "shared", "unroll": 2},
         ]
         if compute_capability(target.arch) < CLUSTER_ARCH:
             loops = [{**base, "threads": 1024, "storage": "global", "unroll": unroll} for unroll in (4, 2)]
@@ -117,12 +112,12 @@ class RowwiseCuda:
             ahead |= {"prefetch": 1, "order": "ticket", "weights": "shared" if has_weights else "global"}
         if row_bytes <= 32768:
             return [*blocks, {**ahead, "threads": max(64, threads // 2)}]
+        small = {**ahead, "threads": 128, "cluster": 8 if row_bytes <= 131072 else 16, "keep": True}
+        two_step = {**small, "reduction": "two_step", "keep": False}
         if row_bytes <= 131072:
-            small = {**ahead, "threads": 128, "cluster": 8}
-            return [small, {**small, "reduction": "two_step"}, {**small, "cluster": 16}, *blocks]
-        if row_bytes <= 524288:
-            small = {**ahead, "threads": 128, "cluster": 16}
-            return [small, {**small, "reduction": "two_step"}, {**small, "threads": 256}, *clusters]
+            return [small, two_step, {**two_step, "prefetch": 2}, {**small, "cluster": 16}, *blocks]
+        if row_bytes <= 1 << 20:
+            return [small, two_step, {**two_step, "threads": 256, "keep": True}, *clusters]
         return [
             {**ahead, "threads": 256, "cluster": 16, "min_blocks": 2},
             {**ahead, "threads": 512, "cluster": 8},
