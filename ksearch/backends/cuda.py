@@ -257,6 +257,8 @@ class CudaKernel:
         local = self._local
         values = (*pointers, rows)
         if self._workspaces is not None:
+            if not int(check(self._driver.cuCtxGetCurrent())):  # a thread that has not used CUDA yet
+                check(self._driver.cuCtxSetCurrent(self._context))
             values = (*values, self._workspaces.of(stream))
         if not hasattr(local, "values"):  # per thread: cuLaunchKernel runs without the GIL
             count = len(values)

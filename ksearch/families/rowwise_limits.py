@@ -74,7 +74,7 @@ class Limits:
             Rule(kept, self._is_stored),
             Rule((*kept, "min_blocks"), self._has_room),
             Rule((*kept, "unroll"), self._loops),
-            Rule(("prefetch", "order"), lambda c: c["order"] == "static" or c["prefetch"] != 0),
+            Rule(("prefetch", "order"), self._is_ordered),
             Rule(("prefetch", "weights"), lambda c: c["weights"] == "global" or c["prefetch"] != 0),
             Rule(("storage", "reduction", "keep"), self._can_keep),
             Rule((*kept, "min_blocks", "weights", "reduction"), self._has_shared_memory),
@@ -122,6 +122,10 @@ class Limits:
         return unroll == 1 or (
             config["storage"] != "registers" and unroll <= items(config, self.workload.cols)
         )
+
+    def _is_ordered(self, config: Config) -> bool:
+        """Tickets are for a grid that fetches ahead, and counted in 32 bits."""
+        return config["order"] == "static" or (config["prefetch"] != 0 and self.workload.rows < 2**31)
 
     def _can_keep(self, config: Config) -> bool:
         """Floats of halves, or exponentials that an online sum has taken."""
