@@ -1,4 +1,4 @@
-"""Every KSEARCH_* environment variable, typed, in one place; nothing else reads the environment.
+"""Every environment variable, typed, in one place; nothing else reads the environment.
 
 An explicit argument beats the variable, the variable beats the default. Values are read at each
 call, never on the launch path.
@@ -33,6 +33,12 @@ def template_dir() -> Path | None:
 def require_gpu() -> bool:
     """KSEARCH_REQUIRE_GPU: the tests fail, rather than skip, where no GPU is found."""
     return os.environ.get("KSEARCH_REQUIRE_GPU", "") not in ("", "0")
+
+
+def gpu_name(index: int) -> str:
+    """What CUDA_VISIBLE_DEVICES calls the GPU that this process counts as `index`; the index without it."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return names[index] if index < len(names) else str(index)
 
 
 def cxx() -> str | None:

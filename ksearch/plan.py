@@ -113,7 +113,8 @@ def _check_memory(workload: Workload, program: Program, target: Target) -> None:
 @contextmanager
 def device_lock(target: Target) -> Iterator[None]:
     """One tuner a device: two would spoil each other's times. Raises DeviceBusy, KsearchError."""
-    path = env.cache_dir() / "locks" / f"{target.backend}-{target.index}.lock"
+    which = target.backend if target.backend == "cpu" else f"cuda-{env.gpu_name(target.index)}"
+    path = env.cache_dir() / "locks" / f"{which}.lock"
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -160,6 +160,21 @@ def test_a_device_is_held_by_one() -> None:
         pass
 
 
+def test_processes_that_see_other_gpus_do_not_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each counts its own from 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5b3a")
+    with device_lock(GPU0), device_lock(GPU1):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+        with device_lock(GPU0):
+            pass
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5b3a")
+        with pytest.raises(DeviceBusy), device_lock(GPU0):
+            pass
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with device_lock(GPU0), device_lock(GPU1):
+        pass
+
+
 def test_a_process_that_dies_lets_go() -> None:
     code = (
         "import os\nfrom ksearch.plan import device_lock\nfrom ksearch.types import Target\n"
