@@ -43,7 +43,7 @@ _LATENCY_US = 20.0
 
 
 def early(outcomes: Sequence[Outcome], target: Target, ceiling_us: float) -> Ended | None:
-    """Why a search with these outcomes, in the order told, should end by itself; None if it should go on."""
+    """Why a search with these outcomes, in the order asked, should end by itself; None if it should go on."""
     passed = [outcome for outcome in outcomes if outcome.status is Status.PASSED]
     times = [outcome.time_us for outcome in passed if outcome.time_us is not None]
     if len(times) < _LEAST_AT_CEILING:

@@ -44,7 +44,7 @@ def read(path: Path) -> StudyFile:
     Raises one UsageError that lists every mistake: the file, the number of the entry, the key.
     """
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the study {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -23,6 +23,7 @@ from ksearch.budget import interrupts
 from ksearch.errors import DeviceBusy, KsearchError, NoSuchDevice, StoreError, ToolMissing
 from ksearch.pace import Pace
 from ksearch.plan import Plan, make_plan
+from ksearch.stopping import Ended
 from ksearch.store import Store
 from ksearch.study import Entry, StudyFile
 from ksearch.tuner import Progress, Report
@@ -192,7 +193,7 @@ def _is_final(winner: Winner, plan: Plan) -> bool:
     """Whether it came of a whole search of this very study: else that search goes on."""
     facts = winner.certificate
     worked = facts.get("trials", 0) > sum(facts.get("failures", {}).values())
-    return worked and facts.get("ended") != "interrupted" and facts.get("study") == plan.study_name()
+    return worked and facts.get("ended") != Ended.INTERRUPTED and facts.get("study") == plan.study_name()
 
 
 def _tune(entry: Entry, search: Callable[..., Report], stop: threading.Event, **how: Any) -> Result:

@@ -15,7 +15,7 @@ from ksearch.search import Study, Trial
 from ksearch.types import Config, ConfigValue, Outcome, Status, Target, canonical_json
 
 
-class Points(Space):
+class Listed(Space):
     """A space that is a list of its valid configs."""
 
     def __init__(self, values: Mapping[str, Iterable[ConfigValue]], configs: Iterable[Config]) -> None:
@@ -54,7 +54,7 @@ class Landscape:
 
     @property
     def space(self) -> Space:
-        return Points(self.values, map(json.loads, self.outcomes))
+        return Listed(self.values, map(json.loads, self.outcomes))
 
     def write(self, path: Path) -> None:
         """Append to a table: one line of facts, then one of each config."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ksearch import backends
+from ksearch import backends, env
 from ksearch.errors import KsearchError, UsageError, WorkerError
 from ksearch.evaluate.process import Answer, Child, ChildDied, ChildError, ChildTimeout
 
@@ -46,11 +46,10 @@ def make_seats(device: str, count: int, folder: Path) -> list[Seat]:
     backends.get(device).target(count - 1)
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // count)
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return [
         Seat(
             device,
-            None if device == "cpu" else (listed[i] if listed[0] else str(i)),
+            None if device == "cpu" else env.gpu_name(i),
             frozenset(cores[i * share : (i + 1) * share] or cores),
             folder / f"seat-{i}",
         )
@@ -135,10 +134,10 @@ class Run:
                 self._waiting.clear()
                 break
             except KsearchError as error:
-                row = {"workload": name, "error": f"{type(error).__name__}: {_first_line(error)}"}
+                row = {"workload": name, "error": f"{type(error).__name__}: {first_line(error)}"}
             except (ChildDied, ChildTimeout, ChildError, OSError) as error:
                 print(error, getattr(error, "log", ""), file=sys.stderr)
-                row = {"workload": name, "error": _first_line(error)}
+                row = {"workload": name, "error": first_line(error)}
                 if child is not None:  # after a CUDA error nothing works in that process
                     child.kill()
             with self._lock:
@@ -174,8 +173,9 @@ class _NotOpened(WorkerError):
     """A seat's process does not start."""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: Exception) -> str:
+    """Of its message, which may be empty."""
+    return (str(error).strip() or "no message").splitlines()[0]
 
 
 class Journal:

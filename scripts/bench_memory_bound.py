@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from _bench import Workload, label, parser, save, table, tune_and_race
 from _rivals import Call, Case, check, compiled, liger
-from _seats import Journal, Row, Run, make_seats, serve
+from _seats import Journal, Row, Run, first_line, make_seats, serve
 
 from ksearch import backends
 from ksearch.errors import KsearchError
@@ -91,8 +91,7 @@ def peers(case: Case) -> tuple[dict[str, Call], Row]:
                 continue
             check(case, call)
         except Exception as error:  # noqa: BLE001  (a rival's own: whatever it is, the row says so)
-            text = str(error).strip() or "no message"
-            facts[f"no {name}"] = f"{type(error).__name__}: {text.splitlines()[0]}"
+            facts[f"no {name}"] = f"{type(error).__name__}: {first_line(error)}"
         else:
             found[name] = call
             facts[f"{name} ready in s"] = time.perf_counter() - began

@@ -29,7 +29,7 @@ class DeviceMemory(threading.Thread):
         super().__init__(daemon=True)
         self.highest_bytes = 0
         self._done = threading.Event()
-        self._watch = device.startswith("cuda")
+        self._watch = device == "cuda"
 
     def run(self) -> None:
         import pynvml  # only where there is a GPU
@@ -92,7 +92,7 @@ def main() -> None:
     options.add_argument("--op", default="softmax")
     options.add_argument("--shape", default="8192x8192")
     options.add_argument("--dtype", default="bfloat16")
-    options.add_argument("--device", default="cuda")
+    options.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--reach", type=float, default=0.95)
     arguments = options.parse_args()

@@ -24,13 +24,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _bench import RESULTS, Workload, parser, save, table
-from _landscape import Landscape, Points, finalists, read, run
+from _bench import RESULTS, Workload, label, parser, save, table
+from _landscape import Landscape, Listed, finalists, read, run
+from _seats import first_line
 
 from ksearch import backends
 from ksearch.evaluate.messages import Finding
 from ksearch.evaluate.pool import Build, CompilePool
 from ksearch.evaluate.worker import Worker
+from ksearch.families import Space
 from ksearch.operators import parse_shape
 from ksearch.plan import Plan, device_lock, make_plan
 from ksearch.search import Study, Trial
@@ -134,8 +136,8 @@ def explore(workload: Workload, arguments: argparse.Namespace) -> dict[str, Any]
         )
         device = Device(plan, worker, pool, landscape)
         chosen = random.Random(0).sample(configs, min(arguments.points, len(configs)))
-        everything = Points(landscape.values, configs)
-        sample = Study(Points(landscape.values, chosen), sampler="random", seed=0)
+        everything = Listed(landscape.values, configs)
+        sample = Study(Listed(landscape.values, chosen), sampler="random", seed=0)
         run(sample, len(chosen), 2 * jobs, device.finish, device.begin)
         studies = {
             (sampler, seed): run(
@@ -149,14 +151,15 @@ def explore(workload: Workload, arguments: argparse.Namespace) -> dict[str, Any]
             for seed in range(arguments.seeds)
         }
         searched = (finalists(trials[:budget]) for trials in studies.values() for budget in arguments.budgets)
-        best = sorted(landscape.outcomes, key=landscape.time_us)[:10]
+        passed = [key for key, outcome in landscape.outcomes.items() if outcome.time_us is not None]
+        best = sorted(passed, key=landscape.time_us)[:10]
         device.race(list(dict.fromkeys([*best, *(key for keys in searched for key in keys)])), 4.0)
     if arguments.table:
         landscape.write(arguments.table)
     return {**score(landscape, studies, arguments.budgets, len(configs)), "s": time.perf_counter() - began}
 
 
-def new_study(space: Points, landscape: Landscape, sampler: str, seed: int) -> Study:
+def new_study(space: Space, landscape: Landscape, sampler: str, seed: int) -> Study:
     """As `tune` begins; chance gets no help."""
     return Study(space, sampler=sampler, seed=seed, guesses=landscape.guesses if sampler == "tpe" else ())
 
@@ -210,7 +213,7 @@ def attempt(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         row = work()
     except Exception as error:  # noqa: BLE001  (whatever it is, it is printed, and the row says so)
         traceback.print_exc()
-        row = {"workload": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        row = {"workload": name, "error": f"{type(error).__name__}: {first_line(error)}"}
     print(row, flush=True)
     return row
 
@@ -248,9 +251,9 @@ def main() -> None:
     rows = kept(arguments)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KSEARCH_CACHE_DIR"] = folder
-        for op, shape, dtype in workloads:
-            name = f"{op} {'x'.join(map(str, shape))} {dtype}"
-            rows[name] = attempt(name, lambda workload=(op, shape, dtype): explore(workload, arguments))
+        for each in workloads:
+            name = label(each)
+            rows[name] = attempt(name, lambda each=each: explore(each, arguments))
             target = backends.get(arguments.device).target(0)
             command = f"python scripts/bench_search_quality.py --points {arguments.points}"
             save(arguments, target, list(rows.values()), command)

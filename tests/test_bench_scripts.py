@@ -197,6 +197,14 @@ def test_the_summary_counts_what_it_says() -> None:
     assert f"Workloads of the suite: {len(names)}; measured 3, failed 1." in text
 
 
+def test_an_error_without_a_message_is_a_row() -> None:
+    def work() -> dict[str, Any]:
+        raise AssertionError
+
+    row = script("bench_search_quality").attempt("a workload", work)
+    assert row == {"workload": "a workload", "error": "AssertionError: no message"}
+
+
 def test_the_table_leaves_out_what_is_usual() -> None:
     shorten = script("bench_memory_bound").shorten
     assert shorten("threads=64 rows=1 prefetch=1 load=default vec=8") == "threads=64 prefetch=1 vec=8"

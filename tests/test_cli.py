@@ -343,6 +343,18 @@ def test_an_alias_is_shown_and_listed_as_the_op(run: Run) -> None:
     for name in ("rmsnorm", "rms_norm"):
         assert run("show", name, "--shape", "64x256", "--option", "weight=row")[0] == 0
         assert len(json.loads(run("list", "--op", name, "--json")[1])) == 1
+    error = error_of(run("show", "rmsnorm", "--shape", "64x256", "--option", "weight=none"))
+    assert "no winner for rmsnorm 64x256 weight=none in " in error
+    assert "; it has rmsnorm 64x256 float32 eps=1e-06 weight=row on Test CPU" in error
+
+
+def test_an_op_of_ones_own_may_be_called_like_an_alias(run: Run) -> None:
+    workload = Workload("rms_norm", (64, 256))
+    with Store.open(env.database_path()) as store:
+        store.promote(replace(WINNER, workload=workload), source="// it\n", binary=BINARY, environment={})
+    for command in ("show", "trials"):
+        assert run(command, "my_ops.py:rms_norm", "--shape", "64x256")[0] == 0
+    assert "no winner for rms_norm" in error_of(run("show", "rms_norm", "--shape", "64x256"))
 
 
 def test_help_is_fast_because_it_imports_nothing_heavy() -> None:

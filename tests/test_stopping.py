@@ -50,7 +50,7 @@ def test_failed_candidates_do_not_count() -> None:
     assert ends_after([*[FAILED] * 50, *passed(*[100.0] * 120)]) == 170
 
 
-def test_at_the_ceiling_it_ends_once_there_are_finalists() -> None:
+def test_at_the_ceiling_it_ends_after_60_trials() -> None:
     outcomes = passed(50.1, *[60.0] * 100)
     assert ends_after(outcomes) == 60
     assert early(outcomes, GPU, 50.0) is Ended.CEILING

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ksearch import env, study_file, tuner
+from ksearch import env, pace, study_file, tuner
 from ksearch.errors import DeviceBusy, NoSuchDevice, StoreError, WorkerError
 from ksearch.plan import make_plan
 from ksearch.store import Store
@@ -115,13 +116,17 @@ def test_what_is_asked_for_comes_before_the_file(read: Read, search: Played) -> 
 def test_the_time_of_the_study_is_shared_by_weight_and_what_is_over_is_not_begun(
     read: Read, search: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now_s = 0.0
+
     def slow(*arguments: Any, **how: Any) -> Report:
-        time.sleep(0.3)
+        nonlocal now_s
+        now_s += 40.0
         return search(*arguments, **how)
 
-    monkeypatch.setattr("ksearch.pace._LEAST_S", 0.5)
-    study = read(f"[study]\nbudget_s = 0.9\n{THREE}weight = 3.0\n{THREE.replace('4x', '5x')}")
+    monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    study = read(f"[study]\nbudget_s = 84\n{THREE}weight = 3.0\n{THREE.replace('4x', '5x')}")
     report = on_cpu(study, slow)
+    assert [how["budget_s"] for _, how in search.asked] == [84 * 3 / 12, 44 * 3 / 9]
     assert states(report) == ["pytorch"] * 2 + ["left"] * 4
     assert {result.reason for result in report.results[2:]} == {"the time of the study is spent"}
     assert not report.is_complete

@@ -219,7 +219,7 @@ def test_ctrl_c_before_anything_was_measured_says_so() -> None:
     command = [sys.executable, "-m", "ksearch", "tune", "softmax", "--shape", "64x128", "--device", "cpu"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-        wait_for((env.cache_dir() / "locks/cpu-0.lock").exists, process)
+        wait_for((env.cache_dir() / "locks/cpu.lock").exists, process)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
@@ -255,6 +255,9 @@ extern "C" void {{ entry }}(const float* x, float* out, int64_t rows, int32_t th
     }
 }
 """
+GUESSES = """\
+    def guesses(self, workload, target):
+        return [{"step": [1]}]"""
 
 
 def own(folder: Path, old: str = "", new: str = "") -> str:
@@ -272,6 +275,10 @@ def test_an_own_template_is_tuned_and_equal_machine_code_measured_once(
     assert (report.trials, report.failures, len(screened)) == (3, {}, 1)
     assert report.ended == "space exhausted"
     assert [status for _, _, status, _ in evaluations()] == ["passed"] * 3
+
+
+def test_a_value_that_is_listed_twice_is_tried_once(tmp_path: Path) -> None:
+    assert on_cpu(own(tmp_path, "[1, 2, 4]", "[1, 2, 2]")).trials == 2
 
 
 def test_one_that_does_not_render_names_variable_and_line(tmp_path: Path) -> None:
@@ -320,6 +327,7 @@ def test_a_slow_one_does_not_replace_pytorch(tmp_path: Path) -> None:
         ("[1, 2, 4]", "[1, 2.5]", "2.5"),
         ("[1, 2, 4]", "[]", "no config"),
         ("ksearch.Launch(threads=1)", "None", "Twice.launch gives None"),
+        ("    def launch", f"{GUESSES}\n\n    def launch", r"Twice.guesses gives \[{'step'"),
     ],
 )
 def test_mistakes_in_the_class_are_told_as_the_users(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -21,7 +21,8 @@ class LaunchError(Exception):
 
 
 class Kernel(Protocol):
-    """A loaded kernel. Its binary exports `ksearch_kernel(inputs..., outputs..., rows)`."""
+    """A loaded kernel. Its binary exports `ksearch_kernel(inputs..., outputs..., rows)`, with `threads` as a
+    last argument on a CPU, and the workspace on a GPU where the launch has one."""
 
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         """Start it on raw pointers (inputs in order, then outputs); asynchronous on a GPU.

@@ -166,7 +166,8 @@ def _winners_of(
     from ksearch.operators import canonical, parse_shape
 
     sizes = parse_shape(shape)
-    of_op = store.winners(op=canonical(op.rpartition(":")[2]))  # my_ops.py:swish is kept under swish
+    _, file_stated, name = op.rpartition(":")  # my_ops.py:swish is kept under swish
+    of_op = store.winners(op=name if file_stated else canonical(op))
     found = [
         winner
         for winner in of_op
@@ -176,9 +177,10 @@ def _winners_of(
         and _is_on(winner, device)
     ]
     if not found:
-        others = sorted({f"{w.workload.shape_text} {w.workload.dtype} on {w.target.device}" for w in of_op})
-        known = f"; it has {op} for {', '.join(others[:8])}" if others else ""
-        asked = " ".join(word for word in (op, shape, dtype, device and f"on {device}") if word)
+        others = sorted({f"{w.workload} on {w.target.device}" for w in of_op})
+        known = f"; it has {', '.join(others[:8])}" if others else ""
+        stated = [f"{name}={value}" for name, value in options]
+        asked = " ".join(word for word in (op, shape, dtype, *stated, device and f"on {device}") if word)
         raise UsageError(
             f"no winner for {asked} in {store.path}{known}; to get one: ksearch tune {op} --shape {shape}"
         )

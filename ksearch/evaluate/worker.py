@@ -32,8 +32,7 @@ class Worker:
     """One device's candidates, screened one by one and then compared; use it as a context manager.
 
     `timeout_s` is what a candidate gets beside a multiple of PyTorch's own time. `spare` is a process from
-    `warm`, which this then owns. Call it from a thread
-    that outlives it (see `Child`).
+    `warm`, which this then owns. Call it from a thread that outlives it (see `Child`).
     """
 
     def __init__(self, job: Job, timeout_s: float = 20.0, spare: Child | None = None) -> None:

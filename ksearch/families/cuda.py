@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ksearch.operators.program import Program, Role
-from ksearch.types import ConfigValue, Workload
+from ksearch.types import ConfigValue
 
-# Limits of every architecture from sm_80 to sm_90 (CUDA C++ Programming Guide, compute capabilities).
+# Limits of sm_80 and sm_90 (CUDA C++ Programming Guide, compute capabilities); sm_86 to sm_89 hold 1536
+# threads.
 REGISTERS_PER_SM = 65536
 THREADS_PER_SM = 2048
 MAX_REGISTERS = 255
@@ -51,10 +52,5 @@ def inputs_by_role(program: Program) -> dict[str, Any]:
     }
 
 
-def common_variables(program: Program, workload: Workload) -> dict[str, Any]:
-    return {
-        "program": program,
-        "outputs": program.output_names,
-        "itemsize": workload.itemsize,
-        **inputs_by_role(program),
-    }
+def common_variables(program: Program) -> dict[str, Any]:
+    return {"program": program, "outputs": program.output_names, **inputs_by_role(program)}

@@ -51,11 +51,15 @@ class OwnTemplate:
             with self._told("is_valid"):
                 return bool(self._op.is_valid(config, workload, target))
 
-        return Space(axes={name: tuple(values) for name, values in axes.items()}, is_valid=is_valid)
+        # A value that is listed twice is one value: configs are told apart by their values.
+        return Space(axes={name: tuple(dict.fromkeys(axes[name])) for name in axes}, is_valid=is_valid)
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
         with self._told("guesses"):
-            return [dict(config) for config in self._op.guesses(workload, target)]
+            guesses = [dict(config) for config in self._op.guesses(workload, target)]
+            is_right = all(_is_choice([*guess.values()]) for guess in guesses)
+            self._check("guesses", guesses, is_right, "a list of dicts of int, str or bool")
+            return guesses
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
         with self._told("launch"):

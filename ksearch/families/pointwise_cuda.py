@@ -80,4 +80,4 @@ class PointwiseCuda:
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
-        return {**common_variables(program, workload), "schedule": program.schedule()}
+        return {**common_variables(program), "schedule": program.schedule()}

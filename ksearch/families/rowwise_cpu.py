@@ -1,7 +1,6 @@
 """Rows reduced and then mapped on a CPU: softmax, norms and the like, one row at a time in the caches.
 
-The last sum's terms (the exponentials of a softmax) can wait in a buffer for the output pass: found in
-the schedule's text, where an equal name of a value means an equal value.
+The last sum's terms (the exponentials of a softmax) can wait in a buffer for the output pass.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class RowwiseCpu:
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
         cols, rows = workload.cols, workload.rows
         two_step = program.schedule()
-        can_online = Kind.SUM_EXP in program.online_kinds
+        has_online = Kind.SUM_EXP in program.online_kinds
         can_keep = kept.find(two_step, Kind.SUM) is not None and cols * 4 <= _KEEP_BYTES
 
         def is_valid(config: Config) -> bool:
@@ -44,7 +43,7 @@ class RowwiseCpu:
 
         return Space(
             axes={
-                "reduction": ("two_step", "online") if can_online else ("two_step",),
+                "reduction": ("two_step", "online") if has_online else ("two_step",),
                 "simd": cpu.simd_bytes(target, cols),
                 "unroll": (4, 8, 2, 1),
                 "threads": cpu.thread_counts(workload, target),

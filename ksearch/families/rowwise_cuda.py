@@ -55,7 +55,7 @@ class RowwiseCuda:
                 "split": tuple(
                     n
                     for n in sorted({1, 4, 8, 16, 32, units // 4, units // 2, units, 2 * units})
-                    if n == 1 or (cols * itemsize >= 8192 * n and workload.rows * n <= 8 * units)
+                    if n == 1 or (n > 1 and cols * itemsize >= 8192 * n and workload.rows * n <= 8 * units)
                 ),
                 "vec": vectors(cols, itemsize),
                 "storage": ("registers", "shared", "global") if bulk else ("registers", "global"),
@@ -111,7 +111,8 @@ class RowwiseCuda:
         if row_bytes % 16 == 0:  # else no bulk copies
             ahead |= {"prefetch": 1, "order": "ticket", "weights": "shared" if has_weights else "global"}
         if row_bytes <= 32768:
-            return [*blocks, {**ahead, "threads": max(64, threads // 2)}]
+            few = {**ahead, "threads": 128, "cluster": 4, "reduction": "two_step", "keep": vec == 8}
+            return [*blocks, {**ahead, "threads": max(64, threads // 2)}, few]
         small = {**ahead, "threads": 128, "cluster": 8 if row_bytes <= 131072 else 16, "keep": True}
         two_step = {**small, "reduction": "two_step", "keep": False}
         if row_bytes <= 131072:
@@ -150,7 +151,7 @@ class RowwiseCuda:
         schedule = schedule_of(config, program)
         found = kept.find(schedule, Kind.SUM_EXP) if config["keep"] else None
         return {
-            **common_variables(program, workload),
+            **common_variables(program),
             "schedule": schedule,
             "widths": [width_of(stage) for stage in schedule.stages],
             "means_of": means_of,

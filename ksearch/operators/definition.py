@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _Options: TypeAlias = tuple[tuple[str, Option], ...]
 
+_MOST_KEPT = 1024
+"""Programs of one op, and its workloads that were checked: an option may be a number that changes with every
+call."""
+
 Adapter: TypeAlias = Callable[..., Mapping[str, Any] | str]
 """A function with PyTorch's own parameters, of which those that are named like the op's tensors, and the
 first, are these tensors. It gives the op's options for such a call, or why only PyTorch can answer it."""
@@ -81,9 +85,13 @@ class Op:
     def program(self, **options: Option) -> Program:
         """What the function computes with these options; traced once for each set. Raises TraceError."""
         bound = self.bind(options)
-        if bound not in self._programs:
-            self._programs[bound] = self._trace(dict(bound))
-        return self._programs[bound]
+        program = self._programs.get(bound)
+        if program is None:
+            program = self._trace(dict(bound))
+            if len(self._programs) >= _MOST_KEPT:
+                self._programs.clear()
+            self._programs[bound] = program
+        return program
 
     def _trace(self, options: Mapping[str, Option]) -> Program:
         if self.template_op is not None:
@@ -105,6 +113,8 @@ class Op:
         workload = Workload(self.name, check_shape(shape), dtype, bound, program)
         if self.template_op is None and workload not in self._checked:
             self._check_result(workload)
+            if len(self._checked) >= _MOST_KEPT:
+                self._checked.clear()
             self._checked.add(workload)
         return workload
 

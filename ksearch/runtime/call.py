@@ -114,13 +114,6 @@ class KernelCall:
                 self._kernel(pointers, self._rows, self._stream(index))
 
 
-def is_traced() -> bool:
-    """Whether something records what PyTorch runs, or runs it in another way: a compiler, torch.jit.trace,
-    make_fx, a mode of fake tensors. It must see PyTorch's own functions, and may have no values yet."""
-    compiling: bool = torch.compiler.is_compiling()
-    return compiling or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-
-
 def _overlap(
     tensors: tuple[torch.Tensor, ...], results: tuple[torch.Tensor, ...], pointers: tuple[int, ...]
 ) -> str:

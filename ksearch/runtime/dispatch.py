@@ -14,18 +14,18 @@ import torch
 
 from ksearch import operators
 from ksearch.errors import KsearchError, UsageError
-from ksearch.runtime.call import is_traced
 from ksearch.runtime.handle import Handle, call_pytorch
 from ksearch.runtime.loader import load
 from ksearch.runtime.notice import forget, warn_once
 from ksearch.runtime.outputs import Outputs
 from ksearch.runtime.reading import Reader, Reading
+from ksearch.runtime.traced import is_traced
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
 
 _MOST_ROUTES = 4096
-"""Ways of calling that are kept: numbers in place of tensors could make new ones without end."""
+"""Ways of calling that are kept, with their handles: numbers as arguments could make new ones without end."""
 
 _dispatchers: dict[str, Dispatcher] = {}
 
@@ -64,7 +64,8 @@ class Dispatcher:
         if is_traced():  # a compiler sees the op's own function, and fuses it
             return self._pytorch(self._reader.read(args, named), args, named, out)
         if not args or not isinstance(args[0], torch.Tensor):
-            raise UsageError(f"{self.op.name} takes a tensor first, got {args[:1] or 'nothing'}")
+            given = f"a {type(args[0]).__name__}" if args else "nothing"
+            raise UsageError(f"{self.op.name} takes a tensor first, got {given}")
         key: Hashable = tuple([_look(arg) for arg in args])
         if named:
             key = (key, *((name, _look(named[name])) for name in sorted(named)))
@@ -125,6 +126,7 @@ class Dispatcher:
     def _keep(self, key: Hashable, route: Route) -> Route:
         if len(self._routes) >= _MOST_ROUTES:
             self._routes.clear()
+            self._handles.clear()
         self._routes[key] = route
         return route
 

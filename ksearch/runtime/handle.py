@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ksearch.operators.program import as_tuple
-from ksearch.runtime.call import KernelCall, is_traced
+from ksearch.runtime.call import KernelCall
 from ksearch.runtime.notice import warn_once
 from ksearch.runtime.outputs import Outputs, as_result, write
+from ksearch.runtime.traced import is_traced
 from ksearch.types import Option, Target, Winner, Workload
 
 if TYPE_CHECKING:

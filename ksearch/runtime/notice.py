@@ -10,11 +10,14 @@ _log = logging.getLogger("ksearch")
 _said: set[Hashable] = set()
 _lock = threading.Lock()
 
+_MOST = 1000
+"""A program that calls with a new number each time would fill its log, and memory: then it is quiet."""
+
 
 def warn_once(key: Hashable, message: str) -> None:
-    """A warning in the log `ksearch`, the first time that this key is seen since `forget`."""
+    """A warning in the log `ksearch`, the first time that this key is seen since `forget`; 1000 at most."""
     with _lock:
-        if key in _said:
+        if key in _said or len(_said) >= _MOST:
             return
         _said.add(key)
     _log.warning("%s", message)

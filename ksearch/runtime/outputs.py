@@ -8,6 +8,7 @@ import torch
 
 from ksearch.errors import UsageError
 from ksearch.operators.program import as_tuple
+from ksearch.runtime.traced import is_traced
 
 Outputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -31,7 +32,7 @@ def write(name: str, results: tuple[torch.Tensor, ...], out: Outputs) -> Outputs
                 f"{name}: {which} is {_describe(each)}, but {what} is {_describe(result)}; "
                 "make it with torch.empty_like"
             )
-    if len(outs) > 1 and not torch.compiler.is_compiling():
+    if len(outs) > 1:
         results = _detached(name, results, outs)
     for each, result in zip(outs, results, strict=True):
         each.copy_(result)
@@ -45,25 +46,36 @@ def _detached(
 
     Raises UsageError where two tensors of `outs` are the same memory.
     """
+    if is_traced():  # nothing is in memory yet
+        return (results[0], *(result.clone() for result in results[1:]))
     kept = list(results)
     for number, each in enumerate(outs):
         for later in range(number + 1, len(outs)):
-            if each.is_contiguous() and outs[later].is_contiguous() and _overlap(each, outs[later]):
+            if _overlap(each, outs[later]):
                 raise UsageError(
                     f"{name}: out[{number}] and out[{later}] overlap in memory: they cannot hold two results"
                 )
-            if _storage(each) == _storage(kept[later]):
+            if _may_share(each, kept[later]):
                 kept[later] = kept[later].clone()
     return tuple(kept)
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _may_share(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether writing one may change the other."""
+    try:
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    except RuntimeError:  # there is no storage to tell: inside vmap or torch.func.functionalize, sparse
+        return True
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two contiguous tensors share memory; without memory (on `meta`) they share none."""
-    start, other = a.data_ptr(), b.data_ptr()
+    """Whether two tensors are contiguous and share memory; without memory (on `meta`) they share none."""
+    try:
+        if not (a.is_contiguous() and b.is_contiguous()):
+            return False
+        start, other = a.data_ptr(), b.data_ptr()
+    except RuntimeError:
+        return False
     return bool(start) and start < other + b.nbytes and other < start + a.nbytes and a.device == b.device
 
 

@@ -199,7 +199,7 @@ class Study:
             for t in self.trials
             if t.outcome and t.outcome.time_us is not None
         ]
-        return [trial for _, _, trial in sorted(timed)[:count]]
+        return [trial for _, _, trial in sorted(timed, key=lambda known: known[:2])[:count]]
 
     def failures(self) -> dict[str, int]:
         """How many failed, by status."""

@@ -36,7 +36,7 @@ _REFIT = 10
 """Told trials after which the weights of the axes are found anew; it costs ten proposals."""
 
 _PRIOR, _LEAST, _GREATEST = 0.5, 0.01, 4.0
-"""Weights of an axis: a step of 0.5 leaves configs alike by exp(-0.25)."""
+"""Weights of an axis: at 0.5, configs that are one step of it apart are alike by exp(-0.25)."""
 
 
 class Model:

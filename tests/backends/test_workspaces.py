@@ -53,8 +53,9 @@ def test_each_captured_graph_has_its_own() -> None:
     pieces = {workspaces.of(5)}
     for capture in (1, 2):
         driver.captures[5] = capture
-        pieces.add(workspaces.of(5))
-        assert workspaces.of(5) in pieces, "launches of one capture follow one another"
+        piece = workspaces.of(5)
+        assert workspaces.of(5) == piece, "launches of one capture follow one another"
+        pieces.add(piece)
     assert len(pieces) == 3
 
 

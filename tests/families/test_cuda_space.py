@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,16 @@ def test_two_configs_are_two_kernels(name: str, cols: int, arch: str) -> None:
         )
         assert kernel not in kernels, f"{config} is the same kernel as {kernels[kernel]}"
         kernels[kernel] = config
+
+
+def test_a_device_of_few_multiprocessors_has_configs_too() -> None:
+    """A quarter of one multiprocessor is none, and no number of blocks to split a row over."""
+    case = Case("softmax", (8, 131072), "float32", "sm_90")
+    for units in (1, 3):
+        small = replace(case.target, units=units)
+        splits = {int(config["split"]) for config in case.family.space(case.program, case.workload, small)}
+        assert min(splits) == 1
+        assert max(splits) <= 4 * units
 
 
 @pytest.mark.parametrize("arch", TARGETS)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ksearch.errors import BadShape, TraceError, UnsupportedDtype, UsageError
-from ksearch.operators import Op
+from ksearch.operators import Op, definition
 from ksearch.operators.program import Input, Role
 from ksearch.operators.signature import read_signature
 
@@ -139,6 +139,18 @@ def test_inputs_and_the_function_follow_the_choices() -> None:
     assert torch.equal(op.reference(x, x, torch.ones(8), by=1.0), x * x + 1)
     with pytest.raises(UsageError, match=r"takes 2 tensors \(x, weight\), not 3"):
         op.reference(x, two, two, **absent)
+
+
+def test_programs_of_an_option_that_always_changes_are_not_kept_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(definition, "_MOST_KEPT", 8)
+    op = make(gated)
+    digests = {op.workload((4, 8), by=step / 7).program for step in range(20)}
+    assert len(digests) == 20
+    assert len(op._programs) <= 8
+    assert len(op._checked) <= 8
+    assert op.program(by=1.0) is op.program(by=1.0)
 
 
 def test_a_single_role_is_no_option() -> None:

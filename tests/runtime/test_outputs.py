@@ -151,6 +151,24 @@ def test_torch_compile_sees_the_ops_own_function(op):
     assert torch.equal(outs[1], x)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torch.func.functionalize,
+        torch.vmap,
+        lambda function: torch.compile(function, backend="eager", fullgraph=True),
+    ],
+    ids=["functionalize", "vmap", "compile"],
+)
+def test_an_out_without_memory_to_look_at_is_written_all_the_same(op, transform):
+    """Even where the first one is the input that the second result is."""
+    x, y = made()
+    first, total, other = x.clone(), x + y, torch.empty(SHAPE)
+    transform(lambda a, b, out: op(a, b, out=(a, out)))(x, y, other)
+    assert torch.equal(x, total)
+    assert torch.equal(other, first)
+
+
 def test_a_tuple_of_one_is_a_tensor(backend):
     def doubled(x):
         return (x + x,)

@@ -126,6 +126,9 @@ def test_numbers_in_place_of_tensors_are_not_kept_without_end(backend, monkeypat
         assert torch.equal(ops.mul(x, step / 7), x * (step / 7))
     assert len(ops.mul._routes) <= 8
     assert (ops.mul(x, x) == 42).all()
+    for step in range(20):
+        assert torch.equal(ops.clamp(x, max=step / 7), x.clamp(max=step / 7))
+    assert len(ops.clamp._handles) <= 8
 
 
 FORMS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {

@@ -1,0 +1,12 @@
+"""Whether PyTorch only looks at what is called."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_traced() -> bool:
+    """Whether something records what PyTorch runs, or runs it in another way: a compiler, torch.jit.trace,
+    make_fx, a mode of fake tensors. It must see PyTorch's own functions, and may have no values yet."""
+    compiling: bool = torch.compiler.is_compiling()
+    return compiling or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
