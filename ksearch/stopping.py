@@ -23,9 +23,10 @@ class Ended(enum.StrEnum):
 _LEAST, _SHARE, _GAIN = 120, 0.4, 0.005
 """No gain of 0.5 % over the last 40 % of at least 120 trials.
 
-By replay of 20 searches over ten tables of an H200, of some 2700 configs each: they end after 119 of 200
-trials on average, with 0.9997 of the best known speed in the median, 0.9975 in the mean. With 60 trials at
-least, and 1 % for the ceiling: after 65, with 0.994 and 0.9956, to save a second.
+By replay over ten tables of an H200, some 2700 configs and five seeds each (`scripts/bench_search_quality.py
+--replay docs/results/search-quality-h200.jsonl.gz --budgets 25 50 100 200`): searches end after 122 of 200
+trials on average, with 0.9975 of the best known speed in the mean and 0.982 at the least. With 60 trials at
+least, 40 without a gain, and 1 % from 24 trials on for the ceiling: after 72, with 0.9956 and 0.972.
 """
 
 _FEWEST = 60

@@ -208,7 +208,7 @@ def _tune(entry: Entry, search: Callable[..., Report], stop: threading.Event, **
         return Result(entry, State.LEFT, "interrupted", elapsed_s=time.perf_counter() - began)
     except _OF_THE_MACHINE:
         raise
-    except Exception as error:  # noqa: BLE001  (see above)
+    except Exception as error:  # noqa: BLE001  (an op is anyone's code: it must not cost the others)
         return _failed(entry, error, time.perf_counter() - began)
     failed = sum(report.failures.values())
     if failed == report.trials:

@@ -28,7 +28,7 @@ from _bench import RESULTS, Workload, label, parser, save, table
 from _landscape import Landscape, Listed, finalists, read, run
 from _seats import first_line
 
-from ksearch import backends
+from ksearch import backends, stopping
 from ksearch.evaluate.messages import Finding
 from ksearch.evaluate.pool import Build, CompilePool
 from ksearch.evaluate.worker import Worker
@@ -186,7 +186,8 @@ def score(
     budgets: Sequence[int],
     size: int,
 ) -> dict[str, Any]:
-    """Shares of the best known speed: median and least over the seeds, by sampler and budget."""
+    """Shares of the best known speed: median and least over the seeds, by sampler and budget; and of the
+    default search where it would have ended by itself (with budgets of 200 or more; fewer cut it off)."""
     best_us = landscape.best_us
     failed = sum(outcome.time_us is None for outcome in landscape.outcomes.values())
     row: dict[str, Any] = {
@@ -204,7 +205,22 @@ def score(
             shares = [best_us / min(map(landscape.time_us, keys)) if keys else 0.0 for keys in chosen]
             row[f"{sampler} {budget}"] = statistics.median(shares)
             row[f"{sampler} {budget}, least"] = min(shares)
+    ends = [stop(trials, landscape) for (name, _), trials in studies.items() if name == "tpe"]
+    shares = [
+        best_us / min(map(landscape.time_us, finalists(trials))) for trials in ends if finalists(trials)
+    ]
+    row["stops after"] = statistics.mean(map(len, ends))
+    row["at the stop"] = statistics.median(shares) if shares else 0.0
+    row["at the stop, least"] = min(shares, default=0.0)
     return row
+
+
+def stop(trials: list[Trial], landscape: Landscape) -> list[Trial]:
+    """Those that `tune` would have told before it ended by itself; all of them where it would not have."""
+    outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
+    target, ceiling_us = landscape.target, landscape.ceiling_us
+    ends = (n for n in range(len(outcomes)) if stopping.early(outcomes[:n], target, ceiling_us))
+    return trials[: next(ends, len(trials))]
 
 
 def attempt(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

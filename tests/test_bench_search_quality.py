@@ -29,6 +29,7 @@ def test_it_measures_keeps_and_replays(tmp_path: Path) -> None:
     for sampler in ("tpe", "random"):
         assert 0 < row[f"{sampler} 2, least"] <= row[f"{sampler} 2"] <= 1
         assert row[f"{sampler} 2"] <= row[f"{sampler} 4"] * 1.0001, "more trials are no worse"
+    assert (row["stops after"], row["at the stop"]) == (4, row["tpe 4"]), "too short to end by itself"
     again = bench("--replay", table, *few)
     assert again == bench("--replay", table, *few), "the same table and seeds give the same searches"
     assert f"| {row['tried']} | {row['tried']} | 0 |" in again
