@@ -112,7 +112,13 @@ class RowwiseCuda:
             ahead |= {"prefetch": 1, "order": "ticket", "weights": "shared" if has_weights else "global"}
         if row_bytes <= 32768:
             few = {**ahead, "threads": 128, "cluster": 4, "reduction": "two_step", "keep": vec == 8}
-            return [*blocks, {**ahead, "threads": max(64, threads // 2)}, few]
+            more = [*blocks, {**ahead, "threads": max(64, threads // 2)}, few]
+            if workload.rows > 4 * target.units:
+                return more
+            # All rows at once, and latency is all: a vector or two a thread (256x4096 on an H200).
+            wide = {**base, "threads": min(1024, 2 ** round(math.log2(per_thread))), "load": "nc"}
+            half = {**wide, "threads": max(64, int(wide["threads"]) // 2)}
+            return [{**wide, "reduction": "two_step"}, half, {**half, "reduction": "two_step"}, *more]
         small = {**ahead, "threads": 128, "cluster": 8 if row_bytes <= 131072 else 16, "keep": True}
         two_step = {**small, "reduction": "two_step", "keep": False}
         if row_bytes <= 131072:

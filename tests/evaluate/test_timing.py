@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
+import torch
 
 from ksearch import backends
-from ksearch.evaluate.timing import Call, CpuClock, clock, measure, race
+from ksearch.evaluate.timing import Call, CpuClock, CudaClock, Shot, clock, in_time, measure, race
 
 
 class Scripted:
@@ -100,3 +101,55 @@ def test_the_clock_of_the_cpu_measures_time_and_empties_the_cache() -> None:
     assert 10_000 <= slept[0] < 200_000
     assert slept[1] < 5_000
     assert timer._walk.nbytes >= 64 << 20
+
+
+class Host:
+    """Takes so long to put a call into the queue; a flush keeps the device for 60 us, and the call for 7."""
+
+    def __init__(self, *host_us: float) -> None:
+        self.host_us = dict(enumerate(host_us))
+        self.calls: list[Call] = [lambda: None for _ in host_us]
+        self.shots: list[tuple[list[int], int]] = []
+
+    def shoot(self, calls: Sequence[Call], flushes: int) -> list[Shot]:
+        places = [self.calls.index(call) for call in calls]
+        self.shots.append((places, flushes))
+        lead_us = 60.0 * flushes
+        spent_us = [self.host_us[place] + 4.0 * flushes for place in places]
+        return [Shot(lead_us, us, max(7.0, us - lead_us), flushes) for us in spent_us]
+
+
+def test_a_host_that_is_ahead_is_asked_once() -> None:
+    host = Host(10.0, 30.0, 55.0)
+    assert in_time(host.shoot, host.calls) == [7.0] * 3
+    assert host.shots == [([0, 1, 2], 1)]
+
+
+def test_what_the_host_was_late_for_is_taken_again_behind_enough_work() -> None:
+    host = Host(10.0, 130.0, 20.0, 90.0)
+    assert in_time(host.shoot, host.calls) == [7.0] * 4
+    assert host.shots == [([0, 1, 2, 3], 1), ([1, 3], 5)]
+
+
+def test_a_host_that_is_always_late_is_left_after_two_more_attempts() -> None:
+    host = Host(10_000.0)
+    assert in_time(host.shoot, host.calls) == [10_000.0 + 4 * 64 - 60 * 64]
+    assert [flushes for _, flushes in host.shots] == [1, 64, 64]
+
+
+@pytest.mark.gpu
+def test_the_clock_of_a_gpu_does_not_measure_a_late_host() -> None:
+    timer = clock(backends.get("cuda").target())
+    assert isinstance(timer, CudaClock)
+    x = torch.zeros(64, device="cuda")
+
+    def slow() -> None:
+        x.add_(1)
+        until = time.perf_counter() + 0.0005
+        while time.perf_counter() < until:
+            pass
+        x.add_(1)
+
+    timer.time([slow])
+    assert timer._shoot([slow], 1)[0].time_us > 300
+    assert min(timer.time([slow] * 10)) < 100  # not the most: other processes may use the GPU meanwhile
