@@ -63,7 +63,7 @@ class RowwiseCuda:
                 "min_blocks": (1, 2, 3, 4),
                 "unroll": (1, 2, 4, 8),
                 "order": ("static", "ticket") if bulk else ("static",),
-                "weights": ("global", "shared") if bulk and weights else ("global",),
+                "weights": weight_places(weights > 0, bulk),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
                 "keep": (False, True) if has_kept or itemsize == 2 else (False,),
                 "math": math_axis(program),
@@ -84,10 +84,14 @@ class RowwiseCuda:
             "load": "default", "store": "default", "math": math_axis(program)[0],
         }  # fmt: skip
         per_thread = max(1, row_bytes // 16)
+        has_weights = any(i.role is Role.ROW for i in program.inputs)
+        has_early = has_weights and row_bytes % 16 == 0 and compute_capability(target.arch) >= CLUSTER_ARCH
+        shared: dict[str, ConfigValue] = {"storage": "shared", "weights": "shared"}
         if row_bytes <= 4096:  # a warp or less a row, several rows a block
             threads = min(32, max(4, 2 ** round(math.log2(per_thread / 4))))
             several = {**base, "threads": threads, "rows": max(1, 128 // threads)}
-            return [several, {**several, "keep": True}, {**several, "reduction": "two_step"}]
+            early = [{**several, **shared, "reduction": "two_step"}] if has_early else []
+            return [several, {**several, "keep": True}, {**several, "reduction": "two_step"}, *early]
         threads = min(1024, max(64, 2 ** round(math.log2(per_thread / 4))))
         blocks: list[dict[str, ConfigValue]] = [  # a block a row
             {**base, "threads": threads, "keep": True},
@@ -106,13 +110,15 @@ class RowwiseCuda:
             alone = {**base, "threads": 512, "split": 2 * target.units, "min_blocks": 2, "storage": "global"}
             return [alone, *clusters] if row_bytes > 4 << 20 else clusters
         # What led at 64 KB to 1.5 MB a row (H200): small blocks, many of them, the next row on its way.
-        has_weights = any(i.role is Role.ROW for i in program.inputs)
         ahead = dict(base)
         if row_bytes % 16 == 0:  # else no bulk copies
             ahead |= {"prefetch": 1, "order": "ticket", "weights": "shared" if has_weights else "global"}
         if row_bytes <= 32768:
             few = {**ahead, "threads": 128, "cluster": 4, "reduction": "two_step", "keep": vec == 8}
             more = [*blocks, {**ahead, "threads": max(64, threads // 2)}, few]
+            if has_early:  # led at 8 to 32 KB a row; registers at 256x4096 and 16384x4096 float32
+                plain = {**base, "threads": threads, "reduction": "two_step"}
+                more = [{**plain, **shared}, {**plain, "weights": "registers"}, *more]
             if workload.rows > 4 * target.units:
                 return more
             # All rows at once, and latency is all: a vector or two a thread (256x4096 on an H200).
@@ -167,6 +173,13 @@ class RowwiseCuda:
             "launder": must_launder(config, program, workload),
             "workspace_bytes": workspace_bytes(config, program),
         }
+
+
+def weight_places(has_weights: bool, bulk: bool) -> tuple[ConfigValue, ...]:
+    """Where row vectors wait for the output pass: read then, or held from before the reduction on."""
+    if not has_weights:
+        return ("global",)
+    return ("global", "registers", "shared") if bulk else ("global", "registers")
 
 
 def schedule_of(config: Config, program: Program) -> Schedule:

@@ -75,7 +75,7 @@ class Limits:
             Rule((*kept, "min_blocks"), self._has_room),
             Rule((*kept, "unroll"), self._loops),
             Rule(("prefetch", "order"), self._is_ordered),
-            Rule(("prefetch", "weights"), lambda c: c["weights"] == "global" or c["prefetch"] != 0),
+            Rule(("prefetch", "storage", "split", "vec", "weights"), self._can_hold_weights),
             Rule(("storage", "reduction", "keep"), self._can_keep),
             Rule((*kept, "min_blocks", "weights", "reduction"), self._has_shared_memory),
             Rule(
@@ -127,6 +127,17 @@ class Limits:
         """Tickets are for a grid that fetches ahead, and counted in 32 bits."""
         return config["order"] == "static" or (config["prefetch"] != 0 and self.workload.rows < 2**31)
 
+    def _can_hold_weights(self, config: Config) -> bool:
+        """From before the row is reduced: in whole vectors, and beside a row that waits on the chip."""
+        if config["weights"] == "global":
+            return True
+        if config["split"] != 1 or self.workload.cols % int(config["vec"]):
+            return False
+        vector_bytes = int(config["vec"]) * self.workload.itemsize
+        if config["weights"] == "registers":
+            return config["prefetch"] == 0 and config["storage"] == "registers" and vector_bytes >= 8
+        return config["prefetch"] != 0 or (config["storage"] != "global" and vector_bytes == 16)
+
     def _can_keep(self, config: Config) -> bool:
         """Floats of halves, or exponentials that an online sum has taken."""
         if not config["keep"]:
@@ -135,7 +146,7 @@ class Limits:
         return is_useful and config["storage"] == "registers"
 
     def _has_shared_memory(self, config: Config) -> bool:
-        if not is_bulk(config):
+        if not is_bulk(config) and config["weights"] != "shared":
             return True
         cols, itemsize = self.workload.cols, self.workload.itemsize
         needed = self.reads * buffer_bytes(config, cols, itemsize) * buffers(config)
@@ -151,19 +162,17 @@ class Limits:
         stored = (self.outputs - 1) * int(config["vec"])  # floats that wait for their store
         workload = self.workload
         needed = registers(
-            config, workload.cols, workload.itemsize, self.reads, self.weights > 0, self.capability
+            config, workload.cols, workload.itemsize, self.reads, self.weights, self.capability
         )
         return needed + stored <= cap
 
 
-def registers(
-    config: Config, cols: int, itemsize: int, reads: int, has_weights: bool, capability: int
-) -> float:
+def registers(config: Config, cols: int, itemsize: int, reads: int, weights: int, capability: int) -> float:
     """How many a thread may need, infinite where no number was enough: a kernel that spills is slow.
 
     The exceptions are what NVRTC 13.0 showed: bytes spilled, with that many registers beside the row.
     """
-    vec = int(config["vec"])
+    vec, has_weights = int(config["vec"]), weights > 0
     is_narrow = vec * itemsize < 16
     if config["storage"] != "registers":  # the floats of an unrolled round
         unroll = int(config["unroll"])
@@ -174,6 +183,10 @@ def registers(
     row = held * (vec if config["keep"] else max(1, vec * itemsize // 4)) * reads
     if is_narrow and held >= 24:  # 8 bytes with 51 and 29 vectors; and nobody wants that many narrow loads
         return math.inf
+    if config["weights"] == "registers":
+        row += held * max(1, vec * itemsize // 4) * weights
+        if row > 96:  # 328 bytes with 96 and 192 words
+            return math.inf
     spare = SPARE_REGISTERS
     is_exact_online = config["math"] == "exact" and config["reduction"] == "online"  # expf twice
     if is_narrow or has_weights or (itemsize < 4 and (is_exact_online or held >= 32)):
@@ -193,6 +206,10 @@ def registers(
         # 20 bytes with 48; on sm_80 8 with 64
         spare = max(spare, SPARE_REGISTERS + (24 if capability >= CLUSTER_ARCH else 40))
     if int(config["prefetch"]) == 0:
+        if config["weights"] == "shared":  # an address each: 40 bytes with 40, 36 with 48 and 32 words
+            spare += 24 if row >= 32 else 8
+        if config["weights"] == "registers":  # 28 bytes with 44
+            spare += 8
         return row + spare
     return row + _persistent_spare(config, row, spare, has_weights, itemsize < 4)
 

@@ -227,6 +227,12 @@ KS_FN void bulk_load(u32 destination, const void* source, u32 bytes, u32 barrier
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination), "l"(source), "r"(bytes), "r"(barrier) : "memory");
 }
 
+// 16 bytes, without a register and without waiting for them; a thread sees its own after the wait.
+KS_FN void async_load(void* destination, const void* source) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(destination)), "l"(source) : "memory");
+}
+KS_FN void async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // ---- blocks anywhere on the device, through global memory ---------------------------------------------
 KS_FN u32 load_relaxed(const u32* p) {
     u32 word;

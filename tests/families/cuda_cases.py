@@ -68,7 +68,7 @@ class Case:
             self.workload.cols,
             itemsize,
             roles.count(Role.FULL),
-            Role.ROW in roles,
+            roles.count(Role.ROW),
             cuda.compute_capability(self.target.arch),
         )
         needed += (outputs - 1) * int(config["vec"])

@@ -52,6 +52,12 @@ def residual_softmax(x: Tensor, residual: Tensor) -> Tensor:
     return torch.softmax(x + residual, dim=-1)
 
 
+@ksearch.op
+def biased_softmax(x: Tensor, bias: Tensor) -> Tensor:
+    """Its reductions read the row vector too."""
+    return torch.softmax(x + bias, dim=-1)
+
+
 @ksearch.op(heat="scalar")
 def tempered_softmax(x: Tensor, heat: Tensor) -> Tensor:
     return torch.softmax(x / (heat.abs() + 1), dim=-1)

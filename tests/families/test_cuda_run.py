@@ -103,6 +103,26 @@ def test_every_dtype_of_a_misaligned_row_is_right(name: str, dtype: str) -> None
         assert failures(worker, candidates) == []
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((70, 4096), "float32"), ((301, 1024), "bfloat16")])
+@pytest.mark.parametrize("name", ["layernorm", "biased_softmax"])
+def test_weights_that_come_before_the_reduction_are_right(
+    name: str, shape: tuple[int, ...], dtype: str
+) -> None:
+    op, device = find(name), target()
+    workload = op.workload(shape, dtype)
+    case = Case(name, shape, dtype, "sm_90")
+    regions = [
+        configs
+        for configs in case.regions(random.Random(4))
+        if configs[0]["weights"] != "global" and configs[0]["prefetch"] == 0
+    ]
+    assert {configs[0]["weights"] for configs in regions} == {"registers", "shared"}
+    chosen = [config for configs in regions for config in configs[-2:]]
+    with Worker(Job(op.location, workload, device)) as worker:
+        worker.start()
+        assert failures(worker, compiled(op, workload, device, chosen)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),

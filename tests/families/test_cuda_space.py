@@ -83,8 +83,9 @@ def test_a_device_of_few_multiprocessors_has_configs_too() -> None:
 @pytest.mark.parametrize("arch", TARGETS)
 @pytest.mark.parametrize("cols", [5, 256, 8192, 50257, 393216])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_config_asks_for_more_than_the_device_has(cols: int, dtype: str, arch: str) -> None:
-    case = Case("residual_softmax", (64, cols), dtype, arch)
+@pytest.mark.parametrize("name", ["residual_softmax", "layernorm"])
+def test_no_config_asks_for_more_than_the_device_has(name: str, cols: int, dtype: str, arch: str) -> None:
+    case = Case(name, (64, cols), dtype, arch)
     row_bytes = cols * case.workload.itemsize
     for configs in case.regions(random.Random(2)):
         for config in configs:
