@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ksearch.errors import NewerSchema, StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 3
 """Of the tables in `ksearch.store.schema`; the number of migrations."""
 
 _WORDS = {
@@ -43,10 +43,13 @@ def check_schema(found: int, path: Path, known: int = SCHEMA_VERSION) -> None:
         )
 
 
-def check_current(found: int, path: Path) -> None:
-    """Raises StoreError where the file, which may only be read, is not of today's version."""
+def check_current(found: int, path: Path, oldest: int = SCHEMA_VERSION) -> None:
+    """Raises StoreError where the file, which may only be read, is not of today's version.
+
+    `oldest` is that of the first version whose tables the reader can do with.
+    """
     check_schema(found, path)
-    if found < SCHEMA_VERSION:
+    if found < oldest:
         raise StoreError(
             f"database {path} holds no results of ksearch yet; run `ksearch tune`"
             if found == 0

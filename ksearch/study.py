@@ -19,6 +19,7 @@ class Entry:
     op: str
     """As `operators.resolve` takes it; the file of an op of one's own is absolute."""
     shape: tuple[int, ...]
+    """As `Op.workload` takes it."""
     dtype: str = "float32"
     options: tuple[tuple[str, Option], ...] = ()
     """Those that the file states."""
@@ -26,6 +27,9 @@ class Entry:
     """What ksearch lacks to tune it; empty where it can."""
     weight: float = 1.0
     """Its share of the study's seconds, in relation to the others'."""
+    policy: str = "strict"
+    calls: int = 0
+    """How often the program called it that was captured; 0 where nobody counted."""
 
     @property
     def name(self) -> str:
@@ -33,7 +37,8 @@ class Entry:
 
     def __str__(self) -> str:
         options = "".join(f" {name}={value}" for name, value in self.options)
-        return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype}{options}"
+        policy = "" if self.policy == "strict" else f" {self.policy}"
+        return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype}{policy}{options}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@
     dtypes = ["float32", "bfloat16"]
     options = { beta = [0.5, 1.0] }
 
-Lists multiply out: the entry above stands for eight workloads.
+Lists multiply out: the entry above stands for eight workloads. Of an op that starts with a linear layer the
+shape is BATCHxINxOUT, and in float32 it may have a `policy`, or `policies`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ from typing import Any, TypeVar
 from ksearch import operators
 from ksearch.errors import KsearchError, UsageError
 from ksearch.operators import Op
-from ksearch.operators.shape import check_shape, parse_shape
+from ksearch.operators.shape import check_shape, parse_shape, split_dims
 from ksearch.study import Entry, StudyFile
 from ksearch.types import ITEMSIZE, Option
 
 T = TypeVar("T")
 
 _STUDY_KEYS = ("name", "budget_s", "trials", "dtype", "device")
-_WORKLOAD_KEYS = ("op", "shape", "shapes", "dtype", "dtypes", "options", "needs", "weight")
+_WORKLOAD_KEYS = (
+    "op", "shape", "shapes", "dtype", "dtypes", "policy", "policies", "options", "needs", "weight",
+    "calls",
+)  # fmt: skip
+_PLURALS = {"shape": "shapes", "dtype": "dtypes", "policy": "policies"}
 
 
 def read(path: Path) -> StudyFile:
@@ -91,19 +96,25 @@ class _Reader:
         self._check_keys(where, table, _WORKLOAD_KEYS)
         value = functools.partial(self._value, where, table)
         needs, weight = value("needs", _text, ""), value("weight", _positive, 1.0)
+        calls = value("calls", _count, 0)
         name = value("op", _text, "")
         if "op" not in table:
             self._note(where, "op", "is missing: it names what is to be tuned")
         op = value("op", self._op, None) if name and not needs else None
-        shapes = self._one_or_many(where, table, "shape", _shape)
+        shapes = self._one_or_many(where, table, "shape", functools.partial(_shape, op=op))
         dtypes = self._one_or_many(where, table, "dtype", _dtype, default_dtype)
+        policies = self._one_or_many(where, table, "policy", _text, "strict")
         options = self._options(where, table, op)
+        if op is not None:
+            for policy, dtype in itertools.product(policies, dtypes):
+                self._parsed(where, "policy", policy, functools.partial(op.check_policy, dtype=dtype))
         if len(self._mistakes) > before:
             return []
         entries = []
-        for shape, dtype, chosen in itertools.product(shapes, dtypes, options):
-            entry = Entry(number, op.location if op else name, shape, dtype, chosen, needs, weight)
-            same = (entry.op, shape, dtype, op.bind(dict(chosen)) if op else chosen)
+        for shape, dtype, policy, chosen in itertools.product(shapes, dtypes, policies, options):
+            location = op.location if op else name
+            entry = Entry(number, location, shape, dtype, chosen, needs, weight, policy, calls)
+            same = (entry.op, shape, dtype, policy, op.bind(dict(chosen)) if op else chosen, needs)
             if same in self._seen:
                 self._note(where, "op", f"{entry} is in [[workload]] {self._seen[same]} already")
             self._seen.setdefault(same, number)
@@ -119,7 +130,7 @@ class _Reader:
         default: T | None = None,
     ) -> list[T]:
         """The values of `key`, or of its plural, which holds a list."""
-        many = f"{key}s"
+        many = _PLURALS[key]
         if key in table and many in table:
             self._note(where, many, f"stands beside {key!r}: give one of them")
         elif many in table and not (isinstance(table[many], list) and table[many]):
@@ -204,12 +215,13 @@ def _count(value: Any) -> int:
     return value
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    if isinstance(value, list):
-        return check_shape(value)
-    if isinstance(value, str):
-        return parse_shape(value)
-    raise _Mistake(f"{value!r} must be a list such as [4096, 8192], or a text such as '4096x8192'")
+def _shape(value: Any, op: Op | None) -> tuple[int, ...]:
+    if not isinstance(value, list | str):
+        raise _Mistake(f"{value!r} must be a list such as [4096, 8192], or a text such as '4096x8192'")
+    dims = check_shape(value) if isinstance(value, list) else parse_shape(value)
+    if op is not None and op.states_linear:
+        split_dims(op.name, dims)
+    return dims
 
 
 def _dtype(value: Any) -> str:

@@ -178,7 +178,7 @@ def _known(entry: Entry, device: str | None, store: Store, again: bool) -> Resul
     if entry.needs:
         return Result(entry, State.NEEDS, f"needs {entry.needs}")
     try:
-        plan = make_plan(entry.op, entry.shape, entry.dtype, device, dict(entry.options))
+        plan = make_plan(entry.op, entry.shape, entry.dtype, device, dict(entry.options), entry.policy)
         winner = None if again else store.find(plan.workload, plan.target)
         if winner is None or not _is_final(winner, plan):
             return None
@@ -201,7 +201,13 @@ def _tune(entry: Entry, search: Callable[..., Report], stop: threading.Event, **
     began = time.perf_counter()
     try:
         report = search(
-            entry.op, entry.shape, dtype=entry.dtype, options=dict(entry.options), stop=stop, **how
+            entry.op,
+            entry.shape,
+            dtype=entry.dtype,
+            policy=entry.policy,
+            options=dict(entry.options),
+            stop=stop,
+            **how,
         )
     except KeyboardInterrupt:  # nothing was found yet, or it is the second Ctrl-C
         stop.set()

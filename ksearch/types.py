@@ -21,6 +21,9 @@ Option: TypeAlias = float | int | bool | str
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Supported dtypes and their sizes in bytes; arithmetic is in float32 for all of them."""
 
+POLICIES = ("strict", "tf32")
+"""How exact a result must be; see `Workload.policy`."""
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
@@ -36,8 +39,9 @@ def digest(text: str | bytes) -> str:
 class Workload:
     """What is to be computed: an op on tensors of one shape and dtype.
 
-    `shape` is that of the op's first input; it is seen as `rows` x `cols`, where `cols` is the last
-    dimension (compiled into the kernel) and `rows` the product of the others (a launch argument).
+    `shape` is that of the op's full tensors; it is seen as `rows` x `cols`, where `cols` is the last
+    dimension (compiled into the kernel) and `rows` the product of the others (a launch argument). Of an op
+    that starts with a linear it is the shape of what the linear gives, and `inner` the length of the sums.
     """
 
     op: str
@@ -49,9 +53,12 @@ class Workload:
     """Digest of what the op computes, so that an edited op never meets an old kernel."""
     layout: str = "contiguous"
     policy: str = "strict"
-    """Numerics policy; `strict`: error no worse than PyTorch's own in this dtype, up to a small factor."""
+    """Numerics policy; `strict`: error no worse than PyTorch's own in this dtype, up to a small factor.
+    `tf32`: what PyTorch gives where it may round a linear's float32 operands to TF32."""
     regime: str = "cold"
     """`cold`: the L2 cache (on a CPU, the last-level cache) does not hold the inputs when timed."""
+    inner: int = 0
+    """Features that a linear sums over; 0 where the op has none."""
 
     @property
     def cols(self) -> int:
@@ -74,16 +81,26 @@ class Workload:
 
     @property
     def key(self) -> str:
-        """Identity in the database: every field counts."""
-        return digest(canonical_json(asdict(self)))[:32]
+        """Identity in the database: every field counts; `inner` where there is one."""
+        fields = asdict(self)
+        if not self.inner:
+            del fields["inner"]
+        return digest(canonical_json(fields))[:32]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape as it is stated on the command line: of a linear BATCH, IN, OUT."""
+        return (*self.shape[:-1], self.inner, self.cols) if self.inner else self.shape
 
     @property
     def shape_text(self) -> str:
-        return "x".join(map(str, self.shape))
+        """`dims` as they are written: `4096x8192`."""
+        return "x".join(map(str, self.dims))
 
     def __str__(self) -> str:
         options = "".join(f" {name}={value}" for name, value in self.options)
-        return f"{self.op} {self.shape_text} {self.dtype}{options}"
+        policy = "" if self.policy == "strict" else f" {self.policy}"
+        return f"{self.op} {self.shape_text} {self.dtype}{policy}{options}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,34 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorMap:
+    """A matrix in device memory that a kernel reads tile by tile with bulk tensor copies (sm_90).
+
+    The kernel gets it as a `const __grid_constant__` parameter of 128 bytes, after the scratch.
+    """
+
+    pointer: int
+    """Which of the kernel's pointers it lies at: inputs, then outputs, then the scratch."""
+    dtype: str
+    """`float32`, `float16`, `bfloat16`, or `tfloat32`: float32 rounded to TF32 as it is copied."""
+    cols: int
+    """Elements of a row, which the rows follow one another by."""
+    rows: int | None
+    """None: as many as the call has."""
+    box_cols: int
+    """Elements of a row in one tile."""
+    box_rows: int
+    swizzled: bool = True
+    """The tile is stored with the 128-byte swizzle, and its rows are of 128 bytes."""
+    offset_bytes: int = 0
+    """From the pointer to the first row."""
+
+
+ANY_ROWS = 2**31 - 1
+"""`Launch.most_rows` of a kernel that takes its rows one by one: beyond, grids and tickets have no number."""
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """How a kernel is started, for any number of rows. On the CPU only `threads` counts."""
 
@@ -133,6 +178,34 @@ class Launch:
     threads: int = 1
     alignment: int = 1
     """Every pointer must be a multiple of this many bytes; a call that is not goes to PyTorch."""
+    entry: str = "ksearch_kernel"
+    """The function of the binary that is started."""
+    scratch_bytes: int = 0
+    """Of device memory that a call needs for itself, a multiple of 256, with anything in it at first. The
+    kernels get a pointer to it after `rows`."""
+    maps: tuple[TensorMap, ...] = ()
+    before: tuple[Launch, ...] = ()
+    """Kernels of the same binary that are started first, in order, with the same arguments."""
+    after: tuple[Launch, ...] = ()
+    """The same, started last."""
+    most_rows: int = 0
+    """The most rows that it may be started on; 0: only as many as it was tuned for, which is all that is
+    known of an own template."""
+    in_place: bool = False
+    """An output may be the very memory of an input of its shape: each thread reads an element of every input,
+    and then alone writes it."""
+    library: bool = False
+    """The linear is PyTorch's own: it is computed first, and the kernel gets its result, of the workload's
+    dtype and full shape, in the place of the linear's two operands."""
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Launch:
+        """From what `dataclasses.asdict` gives, as JSON keeps it. Raises TypeError where it is not that."""
+        known = dict(fields)
+        known["maps"] = tuple(TensorMap(**each) for each in known.get("maps", ()))
+        for step in ("before", "after"):
+            known[step] = tuple(cls.read(each) for each in known.get(step, ()))
+        return cls(**known)
 
     def grid(self, rows: int) -> int:
         """Blocks to start for `rows` rows, before a persistent launch is cut down."""

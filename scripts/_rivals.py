@@ -41,10 +41,9 @@ def make_case(
     options = options or {}
     workload = op.workload(shape, dtype, **options)
     kind = getattr(torch, dtype)
-    shapes = op.input_shapes(shape, dict(workload.options))
+    shapes = op.input_shapes(workload.shape, dict(workload.options), workload.inner)
     inputs = tuple([torch.randn(each, dtype=kind, device=device) for each in shapes])
-    count = len(op.program(**dict(workload.options)).outputs)
-    outputs = tuple([torch.zeros_like(inputs[0]) for _ in range(count)])
+    outputs = tuple([torch.zeros(each, dtype=kind, device=device) for each in op.output_shapes(workload)])
     return Case(op, options, inputs, outputs)
 
 

@@ -58,7 +58,32 @@ VARIANTS: tuple[tuple[str, dict[str, Option]], ...] = (
     ("add_layernorm", {"weight": "none", "bias": "none"}),
     ("l1norm", {}),
     ("l2norm", {}),
+    ("softmax_backward", {}),
+    ("log_softmax_backward", {}),
+    ("rmsnorm_backward", {}),
+    ("rmsnorm_backward", {"weight": "none", "eps": 1e-5}),
+    ("layernorm_backward", {}),
+    ("layernorm_backward", {"weight": "none"}),
 )
+
+
+LINEAR_VARIANTS: tuple[tuple[str, dict[str, Option]], ...] = (
+    ("linear", {}),
+    ("linear", {"bias": "none"}),
+    ("linear_relu", {}),
+    ("linear_relu", {"bias": "none"}),
+    ("linear_gelu", {}),
+    ("linear_gelu", {"bias": "none", "approximate": "tanh"}),
+    ("linear_silu", {}),
+    ("linear_silu", {"bias": "none"}),
+    ("linear_sigmoid_scale_residual", {}),
+    ("linear_sigmoid_scale_residual", {"bias": "none", "scale": 0.5}),
+    ("linear_sigmoid_sum", {}),
+    ("linear_sigmoid_sum", {"bias": "none"}),
+    ("linear_logsumexp", {}),
+    ("linear_logsumexp", {"bias": "none"}),
+)
+"""Those that start with a linear: their shapes are BATCHxINxOUT."""
 
 
 def label(variant: tuple[str, dict[str, Option]]) -> str:

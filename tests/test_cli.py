@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,6 +99,7 @@ def test_tune_hands_over_everything_that_was_asked(run: Run, asked: dict[str, An
         "op": f"{my_ops}:swish",
         "shape": (4096, 8192),
         "dtype": "bfloat16",
+        "policy": "strict",
         "device": "cuda:1",
         "options": {"beta": 2.0, "exact": True, "mode": "tanh", "n": 2},
         "trials": 20,
@@ -123,6 +125,76 @@ def test_the_role_of_a_tensor_is_an_option(run: Run, asked: dict[str, Any]) -> N
     assert "must be one of row, none" in error_of(
         run("tune", "rms_norm", "--shape", "64x256", "--option", "weight=full")
     )
+
+
+def test_a_linear_layer_has_three_dims_and_a_policy(run: Run, asked: dict[str, Any]) -> None:
+    arguments = ("tune", "linear", "--shape", "1024x8192x4096", "--policy", "tf32")
+    assert run(*arguments)[0] == 0
+    assert (asked["op"], asked["shape"], asked["policy"]) == ("linear", (1024, 8192, 4096), "tf32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("linear", "--shape", "1024x8192"), "shape 1024x8192 is too short: linear .* BATCHxINxOUT, such as"),
+        (("linear", "--shape", "4x8x8", "--policy", "fast"), "no policy 'fast'; known: strict, tf32"),
+        (
+            ("linear", "--shape", "4x8x8", "--policy", "tf32", "--dtype", "float16"),
+            "'tf32' is for linear layers in float32, and this is float16: leave it out",
+        ),
+        (("softmax", "--shape", "4x8", "--policy", "tf32"), "and softmax has none: leave it out"),
+    ],
+)
+def test_what_a_linear_layer_cannot_be_is_one_error(
+    run: Run, arguments: tuple[str, ...], expected: str
+) -> None:
+    assert re.search(expected, error_of(run("tune", *arguments, "--device", "cpu", "--trials", "1")))
+
+
+def test_results_of_a_linear_layer_show_its_three_dims_and_its_policy(run: Run) -> None:
+    op = operators.get("linear_relu")
+    with Store.open(env.database_path()) as store:
+        for policy, time_us in (("strict", 10.0), ("tf32", 5.0)):
+            workload = op.workload((64, 256, 128), policy=policy)
+            store.record(
+                workload, WINNER.target, "s", 0, {"simd": 1}, Outcome(Status.PASSED, time_us=time_us)
+            )
+            winner = replace(WINNER, workload=workload, time_us=time_us)
+            store.promote(winner, source="// the source\n", binary=BINARY, environment={})
+    strict, tf32 = run("list")[1].splitlines()[-2:]
+    assert "64x256x128  float32  strict" in strict
+    assert "64x256x128  float32  tf32" in tf32
+    rows = json.loads(run("list", "--json")[1])
+    assert [(row["shape"], row["policy"]) for row in rows] == [
+        ([64, 256, 128], "strict"),
+        ([64, 256, 128], "tf32"),
+    ]
+    one = ("linear_relu", "--shape", "64x256x128")
+    assert len(json.loads(run("show", *one, "--json")[1])) == 2
+    (row,) = json.loads(run("show", *one, "--policy", "tf32", "--json")[1])
+    assert (row["time_us"], row["policy"], row["shape"]) == (5.0, "tf32", [64, 256, 128])
+    shown = run("show", *one, "--policy", "tf32")[1]
+    assert "linear_relu 64x256x128 float32 tf32 bias=row" in shown
+    assert "shape=(64, 256, 128), dtype=torch.float32, device='cpu', policy='tf32'" in shown
+    assert "y = linear_relu(x, weight, bias)" in shown
+    assert "ceiling (copy or product)" in shown
+    listed = run("trials", *one)[1]
+    assert "linear_relu 64x256x128 float32 bias=row on Test CPU" in listed
+    assert "linear_relu 64x256x128 float32 tf32 bias=row on Test CPU" in listed
+    (trial,) = json.loads(run("trials", *one, "--policy", "strict", "--json")[1])
+    assert (trial["shape"], trial["policy"]) == ([64, 256, 128], "strict")
+    assert "no winner for linear_relu 64x128 " in error_of(run("show", "linear_relu", "--shape", "64x128"))
+
+
+def test_ops_shows_what_a_linear_takes(run: Run) -> None:
+    rows = {row["op"]: row for row in json.loads(run("ops", "--json")[1])}
+    row = rows["linear_sigmoid_scale_residual"]
+    assert (row["family"], row["options"]) == ("linear", {"bias": "row", "scale": 2.0})
+    assert [(each["name"], each["role"]) for each in row["inputs"]] == [
+        ("x", "left"),
+        ("weight", "right"),
+        ("bias", "row"),
+    ]
 
 
 def test_tune_leaves_to_the_tuner_what_was_not_asked(run: Run, asked: dict[str, Any]) -> None:

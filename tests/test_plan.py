@@ -50,6 +50,13 @@ def test_a_plan_holds_all_that_a_search_needs() -> None:
     assert (job.op, job.workload, job.seed) == ("softmax", made.workload, 7)
 
 
+def test_a_linear_layer_is_planned_with_its_policy() -> None:
+    made = make_plan("linear_relu", (4, 64, 32), "float32", "cpu", {}, "tf32")
+    assert (made.workload.shape, made.workload.inner, made.workload.policy) == ((4, 32), 64, "tf32")
+    assert made.study_name().startswith("linear_relu 4x64x32 float32 tf32 bias=row on cpu/")
+    assert made.study_name() != make_plan("linear_relu", (4, 64, 32), "float32", "cpu", {}).study_name()
+
+
 def test_options_reach_the_workload(tmp_path: Path) -> None:
     assert plan(own(tmp_path), alpha=3.0).workload.options == (("alpha", 3.0),)
 

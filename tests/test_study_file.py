@@ -92,9 +92,30 @@ def test_what_ksearch_cannot_tune_yet_is_read_all_the_same(read: Read) -> None:
     assert (entry.needs, str(entry)) == ("linear", "linear 2x3 float32 features=4")
 
 
+LINEAR = '[[workload]]\nop = "linear"\n'
+
+
+def test_a_linear_layer_has_three_dims_and_policies(read: Read) -> None:
+    content = read(f'{LINEAR}shapes = ["4x16x8", [2, 3, 16, 8]]\npolicies = ["strict", "tf32"]\n')
+    assert [str(entry) for entry in content.entries] == [
+        "linear 4x16x8 float32",
+        "linear 4x16x8 float32 tf32",
+        "linear 2x3x16x8 float32",
+        "linear 2x3x16x8 float32 tf32",
+    ]
+    (entry,) = read(f'{LINEAR}shape = "4x16x8"\npolicy = "tf32"').entries
+    assert (entry.shape, entry.policy) == ((4, 16, 8), "tf32")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (f"{LINEAR}shape = [4, 8]", "shape: shape 4x8 is too short: linear starts with a linear"),
+        (f'{LINEAR}shape = "4x8x8"\npolicy = "fast"', "policy: there is no policy 'fast'; known: strict"),
+        (f'{LINEAR}shape = "4x8x8"\npolicy = 3', "policy: 3 must be a text"),
+        (f'{LINEAR}shape = "4x8x8"\npolicy = "tf32"\ndtype = "float16"', "and this is float16: leave it out"),
+        (f'{ONE}policy = "tf32"', "policy 'tf32' is for linear layers in float32, and softmax has none"),
+        (f'{LINEAR}shape = "4x8x8"\npolicy = "tf32"\npolicies = ["tf32"]', "stands beside 'policy'"),
         ("", "the file, workload: must be one table or more"),
         ("workload = 3", "the file, workload: must be one table or more"),
         (f'study = "mine"\n{ONE}', "the file, study: must be one table"),
@@ -186,7 +207,7 @@ def test_a_shipped_study_is_found_by_its_bare_name_and_another_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = sorted(path.stem for path in study.shipped_folder().glob("*.toml"))
-    assert {"llm", "named"} <= set(shipped)
+    assert {"linear", "llm", "named"} <= set(shipped)
     monkeypatch.chdir(tmp_path)
     assert study.find("llm") == study.shipped_folder() / "llm.toml"
     (tmp_path / "mine.toml").write_text(ONE)
@@ -198,12 +219,19 @@ def test_a_shipped_study_is_found_by_its_bare_name_and_another_by_its_path(
 
 def test_the_shipped_studies_have_the_workloads_that_they_are_for() -> None:
     named = study_file.read(study.find("named"))
-    assert [(entry.op, entry.needs) for entry in named.entries] == [
-        ("sigmoid", ""),
-        ("softmax", ""),
-        ("linear_sigmoid_residual", "linear"),
-        ("linear_sigmoid_sum", "linear"),
+    assert [str(entry) for entry in named.entries] == [
+        "sigmoid 4096x393216 float32",
+        "softmax 4096x393216 float32",
+        "linear_sigmoid_scale_residual 1024x8192x8192 float32 scale=2.0",
+        "linear_sigmoid_sum 128x32768x32768 float32",
     ]
+    linear = study_file.read(study.find("linear")).entries
+    assert len({entry.shape for entry in linear}) == 8
+    kinds = {(entry.dtype, entry.policy) for entry in linear}
+    assert kinds == {
+        ("float32", "strict"), ("float32", "tf32"), ("float16", "strict"), ("bfloat16", "strict"),
+    }  # fmt: skip
+    assert len(linear) == 8 * len(kinds)
     llm = study_file.read(study.find("llm"))
     assert 30 <= len(llm.entries) <= 40
     ops = {"softmax", "log_softmax", "rmsnorm", "layernorm", "add_rmsnorm", "silu", "gelu", "swiglu"}

@@ -61,7 +61,7 @@ class Played:
             assert how["stop"].is_set()
         if shape in self.fails:
             raise self.fails[shape]
-        plan = make_plan(op, shape, how["dtype"], how["device"], how["options"])
+        plan = make_plan(op, shape, how["dtype"], how["device"], how["options"], how["policy"])
         facts = {"study": plan.study_name(), "trials": 5, "failures": {}, **self.facts.get(shape, {})}
         winner = Winner(plan.workload, plan.target, None, None, None, 2.0, 2.0, 1.0, facts)
         with Store.open(how["db"]) as store:
@@ -102,6 +102,18 @@ def test_every_workload_is_searched_in_the_order_of_the_file(
     assert report.results[3].reason == "needs more"
     assert (report.study, report.db, report.is_complete) == ("mine", str(tmp_path / "own.db"), True)
     assert report.results[0].trials == 5
+
+
+def test_the_policies_of_a_linear_layer_are_workloads_of_their_own(read: Read, search: Played) -> None:
+    study = read('[[workload]]\nop = "linear"\nshape = "4x16x8"\npolicies = ["strict", "tf32"]')
+    first, again = on_cpu(study, search), on_cpu(study, search)
+    assert [(shape, how["policy"]) for shape, how in search.asked] == [
+        ((4, 16, 8), "strict"),
+        ((4, 16, 8), "tf32"),
+    ]
+    assert states(first) == ["pytorch"] * 2
+    assert states(again) == ["had"] * 2
+    assert [result.winner.workload.policy for result in again.results if result.winner] == ["strict", "tf32"]
 
 
 def test_what_is_asked_for_comes_before_the_file(read: Read, search: Played) -> None:

@@ -56,6 +56,7 @@ def show(
     op: str,
     shape: str,
     dtype: str | None,
+    policy: str | None,
     options: tuple[tuple[str, str], ...],
     device: str | None,
     with_source: bool,
@@ -69,7 +70,7 @@ def show(
     path = db or env.database_path()
     shown: list[dict[str, Any]] = []
     with Store.open(path, create=False, readonly=True) as store:
-        for winner in _winners_of(store, op, shape, dtype, options, device):
+        for winner in chosen(store, op, shape, dtype, policy, options, device):
             source = _source_file(store, winner)
             facts = (winner.workload, winner.target)
             row = rows.shown_row(
@@ -98,6 +99,7 @@ def trials(
     op: str,
     shape: str,
     dtype: str | None,
+    policy: str | None,
     options: tuple[tuple[str, str], ...],
     device: str | None,
     as_json: bool,
@@ -109,7 +111,7 @@ def trials(
 
     listed: list[dict[str, Any]] = []
     with Store.open(db or env.database_path(), create=False, readonly=True) as store:
-        for winner in _winners_of(store, op, shape, dtype, options, device):
+        for winner in chosen(store, op, shape, dtype, policy, options, device):
             found = store.evaluations(winner.workload, winner.target)
             listed += [rows.trial_row(evaluation, winner.workload, winner.target) for evaluation in found]
             if not as_json:
@@ -154,25 +156,30 @@ def _has_options(workload: Workload, asked: Iterable[tuple[str, str]]) -> bool:
     )
 
 
-def _winners_of(
+def chosen(
     store: Store,
-    op: str,
-    shape: str,
+    op: str | None,
+    shape: str | None,
     dtype: str | None,
+    policy: str | None,
     options: Iterable[tuple[str, str]],
     device: str | None,
 ) -> list[Winner]:
-    """The winners of one op and shape, on every target in the database. Raises UsageError where none is."""
+    """The winners of one op and shape, or of all, on every target in the database.
+
+    Raises UsageError where there is none.
+    """
     from ksearch.operators import canonical, parse_shape
 
-    sizes = parse_shape(shape)
-    _, file_stated, name = op.rpartition(":")  # my_ops.py:swish is kept under swish
-    of_op = store.winners(op=name if file_stated else canonical(op))
+    sizes = None if shape is None else parse_shape(shape)
+    _, file_stated, name = (op or "").rpartition(":")  # my_ops.py:swish is kept under swish
+    of_op = store.winners(op=None if op is None else name if file_stated else canonical(op))
     found = [
         winner
         for winner in of_op
-        if winner.workload.shape == sizes
+        if sizes in (None, winner.workload.dims)
         and dtype in (None, winner.workload.dtype)
+        and policy in (None, winner.workload.policy)
         and _has_options(winner.workload, options)
         and _is_on(winner, device)
     ]
@@ -180,9 +187,11 @@ def _winners_of(
         others = sorted({f"{w.workload} on {w.target.device}" for w in of_op})
         known = f"; it has {', '.join(others[:8])}" if others else ""
         stated = [f"{name}={value}" for name, value in options]
-        asked = " ".join(word for word in (op, shape, dtype, *stated, device and f"on {device}") if word)
+        words = (op, shape, dtype, policy, *stated, device and f"on {device}")
+        asked = " ".join(word for word in words if word) or "any op"
         raise UsageError(
-            f"no winner for {asked} in {store.path}{known}; to get one: ksearch tune {op} --shape {shape}"
+            f"no winner for {asked} in {store.path}{known}; to get one: "
+            f"ksearch tune {op or 'OP'} --shape {shape or 'NxM'}"
         )
     return found
 

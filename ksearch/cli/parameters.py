@@ -33,6 +33,7 @@ def name_value(text: str) -> tuple[str, str]:
 json_flag = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else there."
 )
+shape_help = "Shape of the op's first input: 4096x8192; of a linear layer BATCHxINxOUT."
 db_option = click.option(
     "--db",
     type=click.Path(path_type=Path, resolve_path=True),
@@ -48,13 +49,17 @@ options_option = click.option(
 )
 
 
+policy_help = "Of a linear layer in float32: strict, or tf32."
+
+
 def of_one_workload(command: _Command) -> _Command:
-    """`OP --shape ...`, narrowed by `--dtype`, `--option`, `--device` where several are in the database."""
+    """`OP --shape ...`, narrowed by `--dtype`, `--policy`, `--option`, `--device` where several are there."""
     for decorate in (
         click.option("--device", help="cpu, cuda, or part of a device's name.  [default: any]"),
         options_option,
+        click.option("--policy", help=f"{policy_help}  [default: any]"),
         click.option("--dtype", help="float32, float16 or bfloat16.  [default: any]"),
-        click.option("--shape", required=True, metavar="NxM", help="Shape of the op's first input."),
+        click.option("--shape", required=True, metavar="NxM", help=shape_help),
         click.argument("op"),
     ):
         command = decorate(command)

@@ -9,20 +9,21 @@ from pathlib import Path
 import click
 
 from ksearch import env
-from ksearch.cli.parameters import db_option, json_flag, options_option, seconds
+from ksearch.cli.parameters import db_option, json_flag, options_option, policy_help, seconds, shape_help
 from ksearch.cli.printing import console, print_json, print_rich
 from ksearch.cli.study import tune_study
 
 
 @click.command()
 @click.argument("op", required=False)
-@click.option("--shape", metavar="NxM", help="Shape of the op's first input: 4096x8192.")
+@click.option("--shape", metavar="NxM", help=shape_help)
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
+@click.option("--policy", default="strict", show_default=True, help=policy_help)
 @click.option(
     "--study",
     "study",
     metavar="FILE",
-    help="Tune all workloads of a TOML file, or of a study that ships with ksearch: named, llm.",
+    help="Tune all workloads of a TOML file, or of a study that ships with ksearch: named, llm, linear.",
 )
 @click.option("--again", is_flag=True, help="With --study: also what this study has a winner for.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
@@ -58,6 +59,7 @@ def tune(
     op: str | None,
     shape: str | None,
     dtype: str,
+    policy: str,
     study: str | None,
     again: bool,
     device: str,
@@ -113,6 +115,7 @@ def tune(
             op,
             parse_shape(shape),
             dtype=dtype,
+            policy=policy,
             device=None if device == "auto" else device,
             options={name: resolve(op).parse_option(name, text) for name, text in options},
             trials=trials,
@@ -142,7 +145,7 @@ def _check_which(
         if again:
             raise click.UsageError("--again is for a study: without --study every workload is tuned again.")
         return
-    stated = [name for name in ("op", "shape", "dtype", "options") if _is_stated(ctx, name)]
+    stated = [name for name in ("op", "shape", "dtype", "policy", "options") if _is_stated(ctx, name)]
     if stated:
         names = {"op": "OP", "options": "--option"}
         given = ", ".join(names.get(name, f"--{name}") for name in stated)

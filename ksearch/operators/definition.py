@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ksearch.errors import BadShape, UnsupportedDtype, UsageError
+from ksearch.errors import BadShape, TraceError, UnsupportedDtype, UsageError
 from ksearch.operators.program import Input, Program, Role, as_tuple
 from ksearch.operators.roles import shapes_of
-from ksearch.operators.shape import check_shape
+from ksearch.operators.shape import Shape, check_shape, split_dims
 from ksearch.operators.signature import NONE, check_option, check_role, parse_option
-from ksearch.types import ITEMSIZE, Option, Workload
+from ksearch.types import ITEMSIZE, POLICIES, Option, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class Op:
     function: Callable[..., Any]
     """Gives a tensor, or a tuple of tensors where the op has several outputs."""
     inputs: tuple[Input, ...]
-    """Every tensor of the function in order, each in the first of its roles; see `inputs_for`."""
+    """Every tensor of the function in order, each in the first role of its definition; see `inputs_for`."""
     options: Mapping[str, Option]
     """Every option with its default: the function's keywords, and the names in `choices`."""
     location: str
@@ -56,7 +56,8 @@ class Op:
     adapter: Adapter | None = None
     """Reads a call as PyTorch's function is called, where that differs from the op's own parameters."""
     _programs: dict[_Options, Program] = field(default_factory=dict, init=False, repr=False)
-    _checked: set[Workload] = field(default_factory=set, init=False, repr=False)
+    _checked: dict[Workload, list[Shape]] = field(default_factory=dict, init=False, repr=False)
+    """The shapes of the outputs of workloads that the function was run on."""
 
     def bind(self, options: Mapping[str, object]) -> _Options:
         """All options sorted by name: those given and the others' defaults. Raises UsageError."""
@@ -98,25 +99,56 @@ class Op:
             return self.template_op.program(self.inputs_for(options))
         from ksearch.operators.trace import trace  # imports torch
 
-        return trace(self.function, self._slots(options), self.keywords(options))
+        program = trace(self.function, self._slots(options), self.keywords(options))
+        for item in program.inputs:
+            allowed = self.choices.get(item.name, (item.role,))
+            if item.role.is_operand and item.name in self.choices:
+                raise TraceError(f"{self.name}: {item.name!r} is what a linear takes: it can have no choice")
+            if item.role not in allowed:
+                others = tuple(role for role in allowed if role == NONE)
+                remedy = f"say so, as in @op({item.name}={(str(item.role), *others)})"
+                raise TraceError(
+                    f"{self.name}: {item.name!r} is the {str(item.role)!r} of a linear: {remedy}"
+                )
+        return program
 
-    def workload(self, shape: Iterable[int], dtype: str = "float32", **options: Option) -> Workload:
+    def workload(
+        self, shape: Iterable[int], dtype: str = "float32", *, policy: str = "strict", **options: Option
+    ) -> Workload:
         """This op on tensors of one shape and dtype (`float32` or `torch.float32`).
 
-        Raises BadShape, UnsupportedDtype, UsageError for an option, TraceError.
+        `shape` is that of the first tensor; of an op with a linear BATCH, IN and OUT, where BATCH may be
+        several dims. Raises BadShape, UnsupportedDtype, UsageError for an option or the policy, TraceError.
         """
         dtype = str(dtype).removeprefix("torch.")
         if dtype not in ITEMSIZE:
             raise UnsupportedDtype(f"{self.name} has no kernel for {dtype}; supported: {', '.join(ITEMSIZE)}")
         bound = self.bind(options)
-        program = self.program(**dict(bound)).digest
-        workload = Workload(self.name, check_shape(shape), dtype, bound, program)
-        if self.template_op is None and workload not in self._checked:
-            self._check_result(workload)
-            if len(self._checked) >= _MOST_KEPT:
-                self._checked.clear()
-            self._checked.add(workload)
+        program = self.program(**dict(bound))
+        self.check_policy(policy, dtype, **dict(bound))
+        dims, inner = check_shape(shape), 0
+        if program.linear is not None:
+            dims, inner = split_dims(self.name, dims)
+        workload = Workload(self.name, dims, dtype, bound, program.digest, policy=policy, inner=inner)
+        self.output_shapes(workload)  # refuses what the function does not run on
         return workload
+
+    @property
+    def states_linear(self) -> bool:
+        """Whether the definition says that a linear takes the first tensor; else only the function tells."""
+        return self.inputs[0].role is Role.LEFT
+
+    def check_policy(self, policy: str, dtype: str, **options: Option) -> None:
+        """Raises UsageError where there is no such policy, or it has no meaning for the op in that dtype."""
+        if policy not in POLICIES:
+            raise UsageError(f"there is no policy {policy!r}; known: {', '.join(POLICIES)}")
+        if policy == "strict":
+            return
+        what = "" if dtype == "float32" else f"this is {dtype}"
+        if not (self.states_linear or self.program(**options).linear is not None):
+            what = f"{self.name} has none"
+        if what:
+            raise UsageError(f"policy {policy!r} is for linear layers in float32, and {what}: leave it out")
 
     def _slots(self, options: Mapping[str, Option]) -> list[Input | None]:
         """The tensors of the function in order, in the roles that `options` name; None for an absent one."""
@@ -127,26 +159,33 @@ class Op:
         ]
 
     def inputs_for(self, options: Mapping[str, Option]) -> tuple[Input, ...]:
-        """The tensors that a workload of these options has, in the roles that it gives them."""
+        """The tensors that a workload of these options has, in the roles that it gives them.
+
+        Raises TraceError: only the function tells which of them a linear takes.
+        """
+        if self.template_op is None:
+            return self.program(**options).inputs
         return tuple(item for item in self._slots(options) if item is not None)
 
     def roles(self, item: Input) -> tuple[str, ...]:
-        """Every role that one of `inputs` may have, the default first."""
-        return self.choices.get(item.name, (str(item.role),))
+        """Every role that one of `inputs` may have, the default first. Raises TraceError."""
+        if item.name in self.choices:
+            return self.choices[item.name]
+        return tuple(str(each.role) for each in self.inputs_for({}) if each.name == item.name)
 
     def keywords(self, options: Mapping[str, Option]) -> dict[str, Option]:
         """Those of `options` that the function itself is called with."""
         return {name: value for name, value in options.items() if name not in self.choices}
 
     def input_shapes(
-        self, shape: tuple[int, ...], options: Mapping[str, Option] | None = None
-    ) -> list[tuple[int, ...]]:
-        """The shape of each input of a workload of these options, where the first has `shape`."""
-        return [shapes_of(item.role, shape)[0] for item in self.inputs_for(options or {})]
+        self, shape: Shape, options: Mapping[str, Option] | None = None, inner: int = 0
+    ) -> list[Shape]:
+        """The shape of each input of a workload of these options, whose `shape` and `inner` are given."""
+        return [shapes_of(item.role, shape, inner)[0] for item in self.inputs_for(options or {})]
 
     def accepted_shapes(
-        self, shape: tuple[int, ...], options: Mapping[str, Option]
-    ) -> list[list[tuple[int, ...]]]:
+        self, shape: Shape, options: Mapping[str, Option], inner: int = 0
+    ) -> list[list[Shape]]:
         """Every shape in which each input may come, the usual one first.
 
         Where roles are a choice, PyTorch broadcasts, and all shapes of a role mean the same; where there is
@@ -154,10 +193,24 @@ class Op:
         """
         accepted = []
         for item in self.inputs_for(options):
-            shapes = shapes_of(item.role, shape)
+            shapes = shapes_of(item.role, shape, inner)
             is_chosen = len({*self.roles(item)} - {NONE}) > 1
             accepted.append(shapes if is_chosen else shapes[:1])
         return accepted
+
+    def output_shapes(self, workload: Workload) -> list[Shape]:
+        """The shape of each output: the workload's, or after a linear one value a row, (..., 1) or (...,).
+
+        Raises BadShape and UnsupportedDtype where the function does not run, or gives something else.
+        """
+        if self.template_op is not None:
+            return [workload.shape] * self.template_op.outputs
+        if workload not in self._checked:
+            shapes = self._check_result(workload)
+            if len(self._checked) >= _MOST_KEPT:
+                self._checked.clear()
+            self._checked[workload] = shapes
+        return self._checked[workload]
 
     def caller(self, options: Mapping[str, object]) -> Callable[..., Any]:
         """The plain function of the tensors that `inputs_for` lists, with None for those that are absent.
@@ -183,13 +236,14 @@ class Op:
         """The plain function on the tensors of `inputs_for`: any dtype and device, whole or some rows."""
         return self.caller(options)(*tensors)
 
-    def _check_result(self, workload: Workload) -> None:
-        """A kernel keeps the first input's shape and dtype in every output; so must the function."""
+    def _check_result(self, workload: Workload) -> list[Shape]:
+        """The shapes of the outputs, where the function keeps the shape and dtype as a kernel does."""
         import torch
 
         dtype = getattr(torch, workload.dtype)
         options = dict(workload.options)
-        shapes = self.input_shapes(workload.shape, options)
+        per_row = self.program(**options).per_row
+        shapes = self.input_shapes(workload.shape, options, workload.inner)
         tensors = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
         try:
             result = self.caller(options)(*tensors)
@@ -199,10 +253,13 @@ class Op:
         results = as_tuple(result)
         for number, each in enumerate(results):
             name = self.name if len(results) == 1 else f"output {number} of {self.name}"
-            if tuple(each.shape) != workload.shape:
-                shape = "x".join(map(str, each.shape))
-                raise BadShape(f"{name} has shape {shape} for {workload.shape_text}: it must keep the shape")
+            batch = workload.shape[:-1]
+            if tuple(each.shape) not in ([batch, (*batch, 1)] if per_row[number] else [workload.shape]):
+                shape = "x".join(map(str, each.shape)) or "()"
+                must = "it must have one value for each row" if per_row[number] else "it must keep the shape"
+                raise BadShape(f"{name} has shape {shape} for {workload.shape_text}: {must}")
             if each.dtype != dtype:
                 gives = str(each.dtype).removeprefix("torch.")
                 remedy = f"end it with .to({self.inputs[0].name}.dtype)"
                 raise UnsupportedDtype(f"{name} gives {gives} for {workload.dtype}: {remedy}")
+        return [tuple(each.shape) for each in results]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -37,6 +37,8 @@ class Value:
 
     graph: Graph
     index: int
+    is_flat: bool = False
+    """One value a row that has lost the dim of the columns: `sum(dim=-1)` without keepdim."""
 
     @property
     def has_rows(self) -> bool:
@@ -93,11 +95,20 @@ class Mask:
         return Mask(lambda a, b: self.select(b, a))
 
 
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """A tensor of two dims with these swapped, as a linear that is written as a product takes its weight."""
+
+    tensor: Value
+
+
 class Graph:
     """Nodes in order of definition, none of them twice."""
 
     def __init__(self, inputs: Sequence[Input]) -> None:
         self.inputs = tuple(inputs)
+        self.inferred: dict[str, Role] = {}
+        """Inputs that a linear takes in another role than theirs: the graph must be written again with it."""
         self.nodes: list[Node] = []
         self.spread: list[tuple[bool, bool]] = []
         """For each node, whether it differs from row to row, and from column to column."""
@@ -118,8 +129,17 @@ class Graph:
         return self._node("cols", (), (False, False))
 
     def apply(self, op: str, *args: Number) -> Value:
-        """`op` of `args`, simplified only where the result stays the same to the last bit."""
+        """`op` of `args`, simplified only where the result stays the same to the last bit.
+
+        Raises TraceError where PyTorch would broadcast a value that has lost a dim along another one.
+        """
         values = [self._value(arg) for arg in args]
+        flat = any(value.is_flat for value in values)
+        if flat and any(not value.is_flat and not self._is_number(value) for value in values):
+            raise TraceError("a value a row without the reduced dim meets a tensor: write keepdim=True")
+        return replace(self._simplified(op, values), is_flat=flat)
+
+    def _simplified(self, op: str, values: list[Value]) -> Value:
         if op == "/" and (simpler := self._divide(*values)) is not None:
             return simpler
         constants = [self._constant(value) for value in values]
@@ -139,10 +159,44 @@ class Graph:
         return Mask(lambda x, y: self.apply("where", test, x, y))
 
     def reduce(self, kind: str, value: Value) -> Value:
-        """`sum`, `max` or `min` over the columns. Raises TraceError where there are none left."""
+        """`sum`, `max` or `min` over the columns, kept as one. Raises TraceError where there are none."""
         if not value.has_cols:
             raise TraceError("the value to reduce has one column only, so there is nothing left to reduce")
         return self._node(f"reduce_{kind}", (value.index,), (value.has_rows, False))
+
+    def linear(self, left: Value, right: Value) -> Value:
+        """The sums of products of every row of `left` with every row of `right`, both inputs.
+
+        Raises TraceError unless it is the only one, and `left` the first input.
+        """
+        first, operands = self.inputs[0].name, (self.input_name(left), self.input_name(right))
+        if None in operands:
+            raise TraceError("its operands must be tensors of the op as they are: compute them beforehand")
+        if operands[0] != first or operands[1] == first:
+            raise TraceError(f"it must take the op's first tensor, {first!r}, and another one as its weight")
+        if any(node.op == "linear" and node.args != operands for node in self.nodes):
+            raise TraceError("only one linear is supported")
+        roles = {item.name: item.role for item in self.inputs}
+        for name, role in zip(map(str, operands), (Role.LEFT, Role.RIGHT), strict=True):
+            if roles[name] not in (role, Role.FULL, Role.ROW):
+                raise TraceError(f"{name!r} is stated as {str(roles[name])!r}, and here it is {str(role)!r}")
+            self.infer(name, role)
+        return self._node("linear", tuple(map(str, operands)), (True, True))
+
+    def is_operand(self, value: Value) -> bool:
+        """Whether it is an input that a linear takes, which is not of rows x cols."""
+        name = self.input_name(value)
+        return any(item.name == name and item.role.is_operand for item in self.inputs)
+
+    def input_name(self, value: Value) -> str | None:
+        """What the input is called that `value` is; None where it is computed."""
+        node = self.nodes[value.index]
+        return str(node.args[0]) if node.op == "input" else None
+
+    def infer(self, name: str, role: Role) -> None:
+        """The input has that role, whatever it was taken for so far."""
+        if Input(name, role) not in self.inputs:
+            self.inferred[name] = role
 
     def program(self, outputs: Sequence[Value]) -> Program:
         """What `outputs` need, numbered in the order in which it is needed."""
@@ -169,6 +223,13 @@ class Graph:
             self.nodes.append(Node(op, args))
             self.spread.append(spread)
         return Value(self, self._seen[key])
+
+    def _is_number(self, value: Value) -> bool:
+        """Whether it is known without any tensor, those of one element included."""
+        if value.has_rows or value.has_cols:
+            return False
+        node = self.nodes[value.index]
+        return node.op != "input" and all(self._is_number(Value(self, i)) for i in node.operands)
 
     def _value(self, number: Number) -> Value:
         if isinstance(number, Value):
@@ -214,4 +275,6 @@ def describe(thing: object) -> str:
     """A word or two for a message: what a person would call it."""
     if isinstance(thing, Mask):
         return "a comparison (use it in torch.where, with & | ~, or make it a number with .float())"
+    if isinstance(thing, Transposed):
+        return "a transposed tensor"
     return repr(thing) if isinstance(thing, int | float | str | None) else f"a {type(thing).__name__}"

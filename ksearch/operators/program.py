@@ -18,13 +18,22 @@ class Role(enum.StrEnum):
     """How an input spreads over the rows x cols that the op works on."""
 
     FULL = "full"
-    """Same shape as the first input."""
+    """Same shape as the first input; of an op with a linear, that of what the linear gives."""
     ROW = "row"
     """One value per column, shape (cols,): a weight or a bias."""
     COLUMN = "column"
     """One value per row, shape (..., 1)."""
     SCALAR = "scalar"
     """One value for all: a tensor of one element."""
+    LEFT = "left"
+    """What a linear takes first: shape (..., inner)."""
+    RIGHT = "right"
+    """The weight of a linear as torch.nn.Linear keeps it: shape (cols, inner)."""
+
+    @property
+    def is_operand(self) -> bool:
+        """Whether only a linear reads it."""
+        return self in (Role.LEFT, Role.RIGHT)
 
     @property
     def by_row(self) -> bool:
@@ -94,8 +103,11 @@ class Schedule:
     text: str
 
 
-LEAVES = ("input", "const", "cols", "source")
+LEAVES = ("input", "const", "cols", "source", "linear")
 """Nodes that are computed from no other."""
+
+ACCUMULATED = "acc"
+"""What the result of a linear is called in the program of what follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +126,12 @@ class Node:
 
     op: str
     """`input`, `const`, `cols` (the row length), a function of `ks::`, an arithmetic or comparison sign,
-    `neg`, `where` (comparison, then, else), or `reduce_sum`, `reduce_max`, `reduce_min`. The Program of an
-    op with an own template has `source` instead: the digest of its reference's text."""
+    `neg`, `where` (comparison, then, else), or `reduce_sum`, `reduce_max`, `reduce_min`. A program may have
+    one `linear`: the products of two inputs' rows. The Program of an op with an own template has `source`
+    instead: the digest of its reference's text."""
     args: tuple[int | float | str, ...]
-    """Indices of earlier nodes; for `input` its name, for `const` its value."""
+    """Indices of earlier nodes; for `input` its name, for `linear` the names of its LEFT and its RIGHT, for
+    `const` its value."""
 
     @property
     def operands(self) -> tuple[int, ...]:
@@ -132,7 +146,7 @@ class Program:
     inputs: tuple[Input, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
-    """Index of the node that each output is, in order; every output has the shape of the first input."""
+    """Index of the node that each output is, in order: of the full shape, or after a linear one a row."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -145,8 +159,33 @@ class Program:
 
     @property
     def family(self) -> str:
-        """`pointwise`, or `rowwise` where anything is reduced over the columns."""
+        """`pointwise`, `rowwise` where anything is reduced over the columns, `linear` where it starts so."""
+        if self.linear is not None:
+            return "linear"
         return "rowwise" if any(n.op.startswith("reduce_") for n in self.nodes) else "pointwise"
+
+    @property
+    def linear(self) -> Node | None:
+        """The linear that the program starts with."""
+        return next((node for node in self.nodes if node.op == "linear"), None)
+
+    @property
+    def epilogue(self) -> Program:
+        """What follows the linear: the same program with the linear's result as its first, FULL input `acc`.
+
+        Raises ValueError where there is no linear.
+        """
+        if self.linear is None:
+            raise ValueError("the program has no linear")
+        others = tuple(item for item in self.inputs if not item.role.is_operand)
+        nodes = tuple(Node("input", (ACCUMULATED,)) if n.op == "linear" else n for n in self.nodes)
+        return Program((Input(ACCUMULATED), *others), nodes, self.outputs)
+
+    @property
+    def per_row(self) -> tuple[bool, ...]:
+        """For each output, whether it has one value a row rather than the full shape."""
+        elementwise = self.elementwise
+        return tuple(not elementwise[index] for index in self.outputs)
 
     @property
     def elementwise(self) -> tuple[bool, ...]:
@@ -154,7 +193,9 @@ class Program:
         roles = {item.name: item.role for item in self.inputs}
         per_column: list[bool] = []
         for node in self.nodes:
-            if node.op == "input":
+            if node.op in ("linear", "source"):
+                per_column.append(True)
+            elif node.op == "input":
                 per_column.append(not roles[str(node.args[0])].by_row)
             else:
                 reduced = node.op.startswith("reduce_")
@@ -177,16 +218,20 @@ class Program:
     def cost(self, workload: Workload) -> Cost:
         """What must happen at least, on any machine."""
         read = {str(node.args[0]) for node in self.nodes if node.op == "input"}
+        if self.linear is not None:
+            read |= {str(name) for name in self.linear.args}
         sizes = {
             Role.FULL: workload.numel, Role.ROW: workload.cols, Role.COLUMN: workload.rows, Role.SCALAR: 1,
+            Role.LEFT: workload.rows * workload.inner, Role.RIGHT: workload.cols * workload.inner,
         }  # fmt: skip
-        elements = len(self.outputs) * workload.numel
+        elements = sum(workload.rows if per_row else workload.numel for per_row in self.per_row)
         elements += sum(sizes[item.role] for item in self.inputs if item.name in read)
         per_element = sum(
             1
             for node, per_column in zip(self.nodes, self.elementwise, strict=True)
-            if node.op.startswith("reduce_") or (per_column and node.op != "input")
+            if node.op.startswith("reduce_") or (per_column and node.op not in LEAVES)
         )
+        per_element += 2 * workload.inner
         return Cost(bytes=elements * workload.itemsize, operations=per_element * workload.numel)
 
 

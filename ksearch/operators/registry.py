@@ -20,6 +20,8 @@ _BUILTIN = f"{__package__}.builtin."
 _ops: dict[str, Op] = {}
 _aliases: dict[str, str] = {}
 """Other names that people know built-in ops by: alias -> name."""
+observers: list[Callable[[str], None]] = []
+"""Each is told the name of an op that was entered."""
 
 
 @overload
@@ -40,9 +42,10 @@ def op(
     """Make a plain PyTorch function, or a TemplateOp class, an op; it stays what it is and can be called.
 
     Positional parameters are tensors: the first gives the shape; weight, bias, gamma and beta have one
-    value per column; others have the full shape unless stated, as in `@op(mask="column")`. With several
-    roles, as in `@op(other=("full", "row"))`, a workload chooses by an option of that name. A tensor with
-    the default None may be absent: the role `none`. Keyword-only parameters are options.
+    value per column; others have the full shape unless stated, as in `@op(mask="column")`. What a linear
+    takes, and its bias, is known by that: `left`, `right`, `row` need not be stated. With several roles, as
+    in `@op(other=("full", "row"))`, a workload chooses by an option of that name. A tensor with the default
+    None may be absent: the role `none`. Keyword-only parameters are options.
 
     `torch_function` and `adapter` are those of `Op`. Raises UsageError.
     """
@@ -115,6 +118,8 @@ def register(new: Op) -> None:
         remedy = f"choose another, as in @op(name='my_{new.name}')"
         raise UsageError(f"the name {new.name!r} is taken by an op {where}: {remedy}")
     _ops[new.name] = new
+    for tell in observers:
+        tell(new.name)
 
 
 def names() -> list[str]:
@@ -142,6 +147,11 @@ def get(name: str) -> Op:
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
         raise UnknownOp(f"no op {name!r}; {hint} (an op of your own: FILE.py:NAME)")
     return _ops[name]
+
+
+def is_registered(op: Op) -> bool:
+    """Whether it is the one that `get` gives by its name."""
+    return _ops.get(op.name) is op
 
 
 def resolve(text: str | Op | Callable[..., Any]) -> Op:

@@ -11,10 +11,17 @@ _ROLES = tuple(Role)
 """As a tuple: torch.compile of PyTorch 2.11 cannot go through the members of an enum."""
 
 
-def shapes_of(role: Role, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Every shape that broadcasts to `shape` as that role says, the usual one first."""
+def shapes_of(role: Role, shape: tuple[int, ...], inner: int = 0) -> list[tuple[int, ...]]:
+    """Every shape that broadcasts to `shape` as that role says, the usual one first.
+
+    A linear's operands have one each: their products' sums over `inner` features are of `shape`.
+    """
     if role is Role.FULL:
         return [shape]
+    if role is Role.LEFT:
+        return [(*shape[:-1], inner)]
+    if role is Role.RIGHT:
+        return [(shape[-1], inner)]
     if role is Role.COLUMN:
         return [(*shape[:-1], 1)]
     if role is Role.ROW:
@@ -23,7 +30,7 @@ def shapes_of(role: Role, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def derive_role(given: tuple[int, ...] | None, shape: tuple[int, ...], allowed: Sequence[str]) -> str | None:
-    """The role, out of `allowed`, of a tensor of shape `given` beside a first one of `shape`.
+    """The role, out of `allowed`, of a tensor of shape `given` beside full ones of `shape`.
 
     `given` is None where there is no tensor. Where several fit (a row of one column is a column, too) it is
     the first in the order of Role. None where nothing fits.

@@ -5,8 +5,11 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from ksearch.errors import BadShape
+
+Shape: TypeAlias = tuple[int, ...]
 
 _TEXT = re.compile(r"\d+(?:\s*[xX×,]\s*\d+)*\s*,?")
 
@@ -19,6 +22,20 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not _TEXT.fullmatch(bare):
         raise BadShape(f"shape {text!r} does not parse: write the dimensions like 4096x8192")
     return check_shape(int(dim) for dim in re.findall(r"\d+", bare))
+
+
+def split_dims(op: str, dims: Shape) -> tuple[Shape, int]:
+    """The shape of what a linear gives, and the features that it sums over. Raises BadShape.
+
+    `dims` are BATCH, which may be several, IN and OUT.
+    """
+    if len(dims) < 3:
+        text = "x".join(map(str, dims))
+        raise BadShape(
+            f"shape {text} is too short: {op} starts with a linear layer, and takes BATCHxINxOUT, such as "
+            "1024x8192x4096"
+        )
+    return (*dims[:-2], dims[-1]), dims[-2]
 
 
 def check_shape(dims: Iterable[int]) -> tuple[int, ...]:

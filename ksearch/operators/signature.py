@@ -39,6 +39,8 @@ _TAKEN = frozenset((
 ))
 # fmt: on
 """C++ keywords and macros, and what the generated text itself defines."""
+_OF_A_WORKLOAD = ("shape", "dtype", "policy", "device", "db")
+"""What `load` is told beside the options."""
 _RESERVED = re.compile(r"[rv]\d+|out\d+|_.*|KS_.*")
 """Other fields of the struct Row, the outputs, and what C++ and the templates keep for themselves."""
 
@@ -92,10 +94,13 @@ def read_signature(function: Callable[..., Any], roles: Mapping[str, Roles]) -> 
 
 
 def check_signature(op: str, roles: Mapping[str, Roles], options: Mapping[str, object]) -> Signature:
-    """The inputs and options of op `op`. Raises UsageError naming the one that is wrong."""
+    """The inputs and options of op `op`; a choice of roles is one. Raises UsageError naming what is wrong."""
     inputs = check_inputs(op, roles)
     choices = {name: listed for name, given in roles.items() if len(listed := _listed(given)) > 1}
     defaults = {name: listed[0] for name, listed in choices.items()}
+    for name in (*defaults, *options):
+        if name in _OF_A_WORKLOAD:
+            raise UsageError(f"{op}: an option cannot be called {name!r}, as a workload has that already")
     return Signature(inputs, choices, {**defaults, **check_options(op, options)})
 
 
@@ -127,9 +132,23 @@ def check_inputs(op: str, roles: Mapping[str, Roles]) -> tuple[Input, ...]:
             )
         inputs.append(Input(name, present[0]))
     first = next(iter(roles))
-    if _listed(roles[first]) != (Role.FULL,):
-        raise UsageError(f"{op}: the role of the first tensor, {first!r}, must be 'full'")
+    if _listed(roles[first]) not in ((Role.FULL,), (Role.LEFT,)):
+        raise UsageError(
+            f"{op}: the role of the first tensor, {first!r}, must be 'full', or 'left' for a linear"
+        )
+    _check_operands(op, roles)
     return tuple(inputs)
+
+
+def _check_operands(op: str, roles: Mapping[str, Roles]) -> None:
+    """Raises UsageError unless there is no linear, or one 'left', the first tensor, with its 'right'."""
+    listed = {name: _listed(given) for name, given in roles.items()}
+    operands = [role for each in listed.values() for role in each if role in (Role.LEFT, Role.RIGHT)]
+    if operands and sorted(operands) != [Role.LEFT, Role.RIGHT]:
+        raise UsageError(f"{op}: a linear has one tensor in the role 'left' and one 'right', not {operands}")
+    for name, each in listed.items():
+        if len(each) > 1 and (Role.LEFT in each or Role.RIGHT in each):
+            raise UsageError(f"{op}: {name!r} is an operand of a linear: it can have no other role, nor none")
 
 
 def check_options(op: str, options: Mapping[str, object]) -> dict[str, Option]:

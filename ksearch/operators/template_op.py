@@ -91,4 +91,10 @@ def check_class(cls: type[TemplateOp]) -> Signature:
             raise UsageError(f"{cls.__name__}.templates names backend {backend!r}; there is {known}")
         if not (folder / template).is_file():
             raise UsageError(f"{cls.__name__}.templates[{backend!r}]: there is no file {folder / template}")
-    return check_signature(cls.__name__, cls.inputs, cls.options)
+    signature = check_signature(cls.__name__, cls.inputs, cls.options)
+    if operand := next((item for item in signature.inputs if item.role.is_operand), None):
+        raise UsageError(
+            f"{cls.__name__}.inputs: the role {str(operand.role)!r} of {operand.name!r} is for a linear that "
+            "ksearch computes, not for an own template"
+        )
+    return signature

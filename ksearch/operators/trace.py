@@ -19,7 +19,7 @@ from ksearch.errors import TraceError
 from ksearch.operators.graph import Graph, Value, describe
 from ksearch.operators.lowering import lower
 from ksearch.operators.lowering.table import Marker
-from ksearch.operators.program import Input, Program, as_tuple
+from ksearch.operators.program import ACCUMULATED, Input, Program, as_tuple
 from ksearch.types import Option
 
 ADVICE = "or give the op an own template (ksearch.TemplateOp, docs/own-template.md)"
@@ -33,7 +33,8 @@ def trace(
 ) -> Program:
     """What `function` computes of `inputs` with these options: one tensor, or a tuple of them.
 
-    An input that is None is absent, and the function gets None for it.
+    An input that is None is absent, and the function gets None for it. One that a linear takes is given the
+    role that it has there (LEFT, RIGHT, its bias ROW) in the Program's own inputs.
     Raises TraceError naming the user's file and line, what is not supported there, and what to do instead.
     """
     tracer = _Tracer()
@@ -73,6 +74,13 @@ def _lower(graph: fx.Graph, outputs: Sequence[fx.Node], inputs: Sequence[Input],
             values[node] = lower(name, _plain(args), _plain(kwargs))
         except TraceError as error:
             _refuse(node.meta["where"], str(error))
+    if written.inferred:
+        roles = written.inferred
+        return _lower(graph, outputs, [Input(i.name, roles.get(i.name, i.role)) for i in inputs], defined_at)
+    has_linear = any(node.op == "linear" for node in written.nodes)
+    stated = next((item for item in inputs if item.role.is_operand and not has_linear), None)
+    if stated is not None:
+        _refuse(defined_at, f"{stated.name!r} has the role {str(stated.role)!r}, and there is no linear")
     for number, output in enumerate(outputs):
         result = values[output]
         where = defined_at if output.op == "placeholder" else output.meta["where"]
@@ -81,11 +89,27 @@ def _lower(graph: fx.Graph, outputs: Sequence[fx.Node], inputs: Sequence[Input],
             _refuse(where, f"{name} must be a tensor, not {describe(result)}")
         if not (result.has_rows or result.has_cols):
             _refuse(where, f"{name} is the same for every element")
-        if not result.has_cols:
+        if not (result.has_cols or has_linear):
             _refuse(where, f"{name} has one value per row: it must have the shape of the first input")
         if not result.has_rows:
             _refuse(where, f"{name} does not depend on any input of the full shape")
-    return written.program([values[output] for output in outputs])
+    program = written.program([values[output] for output in outputs])
+    if misuse := _misuse(program):
+        _refuse(defined_at, misuse)
+    return program
+
+
+def _misuse(program: Program) -> str:
+    """What is wrong with the inputs of its linear; empty where nothing is."""
+    read = {str(node.args[0]) for node in program.nodes if node.op == "input"}
+    for item in program.inputs:
+        if item.role.is_operand and item.name in read:
+            return f"{item.name!r} is what a linear takes, and used elsewhere: make that another parameter"
+        if item.role.is_operand and (program.linear is None or item.name not in program.linear.args):
+            return f"{item.name!r} has the role {str(item.role)!r}, and the result needs no linear of it"
+        if item.name == ACCUMULATED and program.linear is not None:
+            return f"the tensor name {item.name!r} is kept for what the linear gives: rename it"
+    return ""
 
 
 def _plain(thing: Any) -> Any:

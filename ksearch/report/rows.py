@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ksearch.operators.signature import NONE
 from ksearch.types import Status, Target, Winner, Workload
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ def winner_row(winner: Winner, db: str) -> dict[str, Any]:
     workload, target = winner.workload, winner.target
     return {
         "op": workload.op,
-        "shape": list(workload.shape),
+        "shape": list(workload.dims),
         "dtype": workload.dtype,
+        "policy": workload.policy,
         "options": dict(workload.options),
         "device": target.device,
         "backend": target.backend,
@@ -75,7 +77,8 @@ def _result_row(result: Result, db: str) -> dict[str, Any]:
     """A winner's row where there is one, else what was asked for; `state` says what became of it."""
     entry = result.entry
     row: dict[str, Any] = {"op": entry.name, "shape": list(entry.shape), "dtype": entry.dtype}
-    row |= {"options": dict(entry.options), "trials": result.trials, "elapsed_s": result.elapsed_s}
+    row |= {"policy": entry.policy, "options": dict(entry.options)}
+    row |= {"trials": result.trials, "elapsed_s": result.elapsed_s}
     if result.report is not None:
         row |= tuned_row(result.report)
     elif result.winner is not None:
@@ -112,8 +115,9 @@ def trial_row(evaluation: Evaluation, workload: Workload, target: Target) -> dic
     outcome = evaluation.outcome
     return {
         "op": workload.op,
-        "shape": list(workload.shape),
+        "shape": list(workload.dims),
         "dtype": workload.dtype,
+        "policy": workload.policy,
         "device": target.device,
         "study": evaluation.study,
         "number": evaluation.number,
@@ -133,12 +137,15 @@ def op_row(op: Op) -> dict[str, Any]:
     return {
         "op": op.name,
         "family": op.program().family,
-        "inputs": [
-            {"name": item.name, "role": str(item.role), "roles": list(op.roles(item))} for item in op.inputs
-        ],
+        "inputs": [_input_row(item.name, op.roles(item)) for item in op.inputs],
         "options": dict(op.options),
         "torch_function": op.torch_function,
     }
+
+
+def _input_row(name: str, roles: Sequence[str]) -> dict[str, Any]:
+    usual = next(role for role in roles if role != NONE)
+    return {"name": name, "role": usual, "roles": list(roles)}
 
 
 def diagnosis_row(diagnosis: Diagnosis) -> dict[str, Any]:

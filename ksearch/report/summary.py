@@ -80,13 +80,14 @@ def one_line(winner: Winner) -> str:
 def snippet(winner: Winner, op: str, db: str, default_db: str) -> str:
     """The lines of Python that load the winner and run it."""
     workload = winner.workload
-    more = "".join(f", {name}={_python(value)}" for name, value in workload.options)
+    more = "" if workload.policy == "strict" else f", policy={workload.policy!r}"
+    more += "".join(f", {name}={_python(value)}" for name, value in workload.options)
     if db != default_db:
         more += f", db={db!r}"
     name = workload.op if workload.op.isidentifier() else "kernel"
     return (
         "import ksearch, torch\n"
-        f"{name} = ksearch.load({op!r}, shape={workload.shape!r}, dtype=torch.{workload.dtype}, "
+        f"{name} = ksearch.load({op!r}, shape={workload.dims!r}, dtype=torch.{workload.dtype}, "
         f"device={winner.target.backend!r}{more})\n"
         f"y = {name}({_tensors(op, workload)})"
     )
@@ -136,7 +137,7 @@ def _comparison(winner: Winner) -> Table:
     if winner.config is not None:
         row("ksearch", winner.time_us, "bold green")
     row("PyTorch", winner.baseline_us)
-    row("ceiling (copy)", winner.ceiling_us)
+    row("ceiling (copy or product)" if winner.workload.inner else "ceiling (copy)", winner.ceiling_us)
     return table
 
 

@@ -31,7 +31,7 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
 def winners(found: Sequence[Winner]) -> Table:
     """One line a winner; where PyTorch won, it says so instead of a config."""
     numbers = ("us", "times PyTorch", "% of ceiling")
-    table = _table("op", "shape", "dtype", "device", *numbers, "config", right=numbers)
+    table = _table("op", "shape", "dtype", "policy", "device", *numbers, "config", right=numbers)
     for winner in found:
         workload = winner.workload
         options = "".join(f" {name}={value}" for name, value in workload.options)
@@ -39,6 +39,7 @@ def winners(found: Sequence[Winner]) -> Table:
             Text(workload.op + options),
             workload.shape_text,
             workload.dtype,
+            workload.policy,
             Text(winner.target.device),
             text.time_us(winner.time_us),
             text.times(winner.speedup),

@@ -20,13 +20,14 @@ from sqlalchemy.orm import Session
 
 from ksearch.database import check_current
 from ksearch.errors import StoreError
-from ksearch.store import engine, queries
+from ksearch.store import engine, queries, union
 from ksearch.store.migrations import migrate, now, version
 from ksearch.store.schema import ArtifactRow, EnvironmentRow, EvaluationRow, TargetRow, WinnerRow, WorkloadRow
+from ksearch.store.union import Added, Conflict, Record, Trial, Union
 from ksearch.store.values import Evaluation, StoredArtifact
 from ksearch.types import Artifact, Config, Outcome, Target, Winner, Workload, canonical_json, digest
 
-__all__ = ["Evaluation", "Store", "StoredArtifact"]
+__all__ = ["Added", "Conflict", "Evaluation", "Record", "Store", "StoredArtifact", "Trial", "Union"]
 
 
 class Store:
@@ -191,9 +192,15 @@ class Store:
     def winners(
         self, op: str | None = None, dtype: str | None = None, device: str | None = None
     ) -> list[Winner]:
-        """Those in force, by op, dtype and size; `device` is a backend (`cuda`) or the name of a device."""
+        """Those in force, by op, dtype, policy, size; `device` is a backend (`cuda`) or a device's name."""
         query = queries.winners().order_by(
-            WorkloadRow.op, WorkloadRow.dtype, WorkloadRow.cols, WorkloadRow.rows, WinnerRow.target_key
+            WorkloadRow.op,
+            WorkloadRow.dtype,
+            WorkloadRow.policy,
+            WorkloadRow.cols,
+            WorkloadRow.rows,
+            WorkloadRow.inner,
+            WinnerRow.target_key,
         )
         if op is not None:
             query = query.where(WorkloadRow.op == op)
@@ -210,6 +217,7 @@ class Store:
             WorkloadRow.op == workload.op,
             WorkloadRow.program == workload.program,
             WorkloadRow.dtype == workload.dtype,
+            WorkloadRow.policy == workload.policy,
             WorkloadRow.key != workload.key,
             WinnerRow.target_key == target.key,
             WinnerRow.artifact_digest.is_not(None),
@@ -217,9 +225,10 @@ class Store:
         with self._read() as session:
             found = [row.value() for row in session.scalars(query)]
 
-        def distance(winner: Winner) -> tuple[float, float]:
+        def distance(winner: Winner) -> tuple[float, ...]:
             other = winner.workload
-            return abs(math.log(other.cols / workload.cols)), abs(math.log(other.rows / workload.rows))
+            sizes = ((other.cols, workload.cols), (other.rows, workload.rows), (other.inner, workload.inner))
+            return tuple(abs(math.log(one / another)) for one, another in sizes if another)
 
         return sorted(found, key=distance)[:limit]
 
@@ -234,6 +243,22 @@ class Store:
         with self._read() as session:
             row = session.scalar(queries.in_force(workload, target))
             return dict(row.environment.versions) if row else {}
+
+    def records(self) -> Iterator[Record]:
+        """Every winner there was, with all that belongs to it: what a union takes."""
+        with self._read() as session:
+            yield from union.records(session)
+
+    def trials(self) -> Iterator[Trial]:
+        """Every evaluated candidate, as a union takes it."""
+        with self._read() as session:
+            yield from union.trials(session)
+
+    @contextmanager
+    def union(self) -> Iterator[Union]:
+        """Add others to this one, all or nothing: what fails inside leaves the file as it was."""
+        with self._write() as session:
+            yield Union(session)
 
     def close(self) -> None:
         self._reader.dispose()

@@ -39,9 +39,11 @@ class WorkloadRow(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     op: Mapped[str] = mapped_column(index=True)
     shape: Mapped[str]
-    """`4096x393216`; empty for a shape of no dimensions."""
+    """Of the full tensors: `4096x393216`; empty for a shape of no dimensions."""
     rows: Mapped[int]
     cols: Mapped[int]
+    inner: Mapped[int] = mapped_column(server_default="0")
+    """Features that a linear sums over; 0 where there is none."""
     dtype: Mapped[str]
     options: Mapped[list[Any]]
     """Pairs of name and value, sorted by name."""
@@ -50,14 +52,17 @@ class WorkloadRow(Base):
     policy: Mapped[str]
     regime: Mapped[str]
 
+    __table_args__ = (Index("workload_region", "op", "cols", "inner", "dtype"),)
+
     @classmethod
     def of(cls, workload: Workload) -> WorkloadRow:
         return cls(
             key=workload.key,
             op=workload.op,
-            shape=workload.shape_text,
+            shape="x".join(map(str, workload.shape)),
             rows=workload.rows,
             cols=workload.cols,
+            inner=workload.inner,
             dtype=workload.dtype,
             options=[list(pair) for pair in workload.options],
             program=workload.program,
@@ -77,6 +82,7 @@ class WorkloadRow(Base):
             layout=self.layout,
             policy=self.policy,
             regime=self.regime,
+            inner=self.inner,
         )
 
 
@@ -227,7 +233,7 @@ class WinnerRow(Base):
             workload=self.workload.value(),
             target=self.target.value(),
             config=self.config,
-            launch=None if self.launch is None else Launch(**self.launch),
+            launch=None if self.launch is None else Launch.read(self.launch),
             artifact=self.artifact_digest,
             time_us=self.time_us,
             baseline_us=self.baseline_us,

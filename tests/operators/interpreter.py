@@ -24,14 +24,18 @@ _FUNCTIONS = {
 
 
 def evaluate(program: Program, *tensors: Tensor) -> Tensor:
-    """The program's first output for float64 inputs, broadcast to the shape of the first."""
+    """The program's first output for float64 inputs; see `evaluate_all`."""
     return evaluate_all(program, *tensors)[0]
 
 
 def evaluate_all(program: Program, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Every output."""
+    """Every output, broadcast to the full shape, or of shape (..., 1) where it has one value a row."""
     given = {item.name: tensor for item, tensor in zip(program.inputs, tensors, strict=True)}
-    cols = torch.tensor(float(tensors[0].shape[-1]), dtype=torch.float64)
+    shape = tensors[0].shape
+    if program.linear is not None:
+        left, right = (given[str(name)] for name in program.linear.args)
+        shape = torch.Size((*left.shape[:-1], right.shape[0]))
+    cols = torch.tensor(float(shape[-1]), dtype=torch.float64)
     values: list[Tensor] = []
     for node in program.nodes:
         if node.op == "input":
@@ -40,9 +44,15 @@ def evaluate_all(program: Program, *tensors: Tensor) -> tuple[Tensor, ...]:
             values.append(torch.tensor(float(node.args[0]), dtype=torch.float64))
         elif node.op == "cols":
             values.append(cols)
+        elif node.op == "linear":
+            values.append(left @ right.mT)
         else:
             values.append(_FUNCTIONS[node.op](*(values[i] for i in node.operands)))
-    return tuple(values[index].expand(tensors[0].shape) for index in program.outputs)
+    row = torch.Size((*shape[:-1], 1))
+    return tuple(
+        values[index].expand(row if per_row else shape)
+        for index, per_row in zip(program.outputs, program.per_row, strict=True)
+    )
 
 
 def nasty(cols: int = 24) -> Tensor:

@@ -26,6 +26,7 @@ COVERED = {
     "hardtanh": ["nn.functional.hardtanh"],
     "layernorm": ["nn.functional.layer_norm"],
     "leaky_relu": ["nn.functional.leaky_relu"],
+    "linear": ["nn.functional.linear"],
     "log_softmax": ["log_softmax", "log_softmax.with_dtype"],
     "mish": ["nn.functional.mish"],
     "mul": ["mul"],
@@ -123,7 +124,7 @@ def workload_of(name: str, call: Call) -> Workload | None:
     if reading.reason:
         return None
     try:
-        return op.workload(first.shape, str(first.dtype), **reading.options, **reading.roles)
+        return op.workload(reading.dims, str(first.dtype), **reading.options, **reading.roles)
     except KsearchError:
         return None
 

@@ -15,7 +15,7 @@ from ksearch.operators.program import Role, as_tuple
 from ksearch.operators.registry import _aliases
 from ksearch.runtime.reading import torch_function
 from ksearch.types import Option
-from tests.builtins_table import VARIANTS, label
+from tests.builtins_table import LINEAR_VARIANTS, VARIANTS, label
 from tests.operators.interpreter import evaluate_all, nasty
 
 BUILT_IN = [name for name in operators.names() if operators.get(name).location == name]
@@ -44,12 +44,13 @@ def test_what_is_traced_agrees_with_torch(variant: tuple[str, dict[str, Option]]
 
 
 def test_the_table_of_variants_has_every_op_and_every_role() -> None:
-    assert {name for name, _ in VARIANTS} == set(BUILT_IN)
+    variants = (*VARIANTS, *LINEAR_VARIANTS)
+    assert {name for name, _ in variants} == set(BUILT_IN)
     for name in BUILT_IN:
         op = operators.get(name)
         assert op.location == name
         for tensor, roles in op.choices.items():
-            tried = {options.get(tensor, roles[0]) for other, options in VARIANTS if other == name}
+            tried = {options.get(tensor, roles[0]) for other, options in variants if other == name}
             assert tried == set(roles)
 
 
@@ -69,6 +70,8 @@ def test_the_readme_names_every_one() -> None:
 def test_families() -> None:
     reducing = {name for name in BUILT_IN if operators.get(name).program().family == "rowwise"}
     assert reducing == {name for name in BUILT_IN if "norm" in name or "softmax" in name}
+    linear = {name for name in BUILT_IN if operators.get(name).program().family == "linear"}
+    assert linear == {name for name in BUILT_IN if name.startswith("linear")}
 
 
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if operators.get(name).torch_function])

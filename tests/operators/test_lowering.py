@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ksearch.operators.builtin import backward
 from ksearch.operators.lowering import supported
 from ksearch.operators.program import Input
 from ksearch.operators.trace import trace
@@ -203,9 +204,9 @@ def test_weights_are_rows_of_their_own() -> None:
     )
 
 
-def test_every_supported_name_is_a_torch_name() -> None:
+def test_every_supported_name_is_a_torch_name_or_a_derivative() -> None:
     operators = {"and_", "or_", "invert", "getitem", "getattr", "truediv", "pos", "log_sigmoid", "_threshold"}
     namespaces = (torch, torch.Tensor, F, torch.special)
     for name in set(supported()) - operators:
         bare = name.removeprefix("special_").removeprefix("linalg_")
-        assert any(hasattr(namespace, bare) for namespace in (*namespaces, torch.linalg)), name
+        assert any(hasattr(namespace, bare) for namespace in (*namespaces, torch.linalg, backward)), name

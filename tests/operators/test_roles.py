@@ -62,11 +62,17 @@ def test_every_shape_of_a_role_broadcasts_to_the_same_values(shape: tuple[int, .
     canonical = {
         Role.FULL: shape, Role.ROW: shape[-1:], Role.COLUMN: (*shape[:-1], 1), Role.SCALAR: (),
     }  # fmt: skip
-    for role in Role:
-        assert shapes_of(role, shape)[0] == canonical[role]
-        values = torch.randn(canonical[role])
+    for role, usual in canonical.items():
+        assert shapes_of(role, shape)[0] == usual
+        values = torch.randn(usual)
         for other in shapes_of(role, shape):
             assert torch.equal(values.view(other).expand(shape), values.expand(shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_linear_of_its_operands_has_the_full_shape(shape: tuple[int, ...]) -> None:
+    (left,), (right,) = shapes_of(Role.LEFT, shape, 7), shapes_of(Role.RIGHT, shape, 7)
+    assert torch.nn.functional.linear(torch.randn(left), torch.randn(right)).shape == shape
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

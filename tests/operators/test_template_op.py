@@ -83,6 +83,11 @@ def test_traced_ops_have_no_template() -> None:
         ('name = "bad"', 'name = "bad"; outputs = ["y"]', r"Sorted.outputs is \['y'\]"),
         ('"x": "full"', '"x": "row"', "first tensor, 'x', must be 'full'"),
         ('"row"', '"side"', "the role of 'weight' is 'side'"),
+        (
+            '{"x": "full", "weight": "row"}',
+            '{"x": "left", "weight": "right"}',
+            "Sorted.inputs: the role 'left' of 'x' is for a linear that ksearch computes",
+        ),
         ('inputs = {"x": "full", "weight": "row"}', "inputs = {}", "at least one tensor"),
         ('inputs = {"x": "full", "weight": "row"}', "inputs = ['x']", r"Sorted.inputs is \['x'\]"),
         ('{"descending": False}', '{"descending": None}', "option 'descending' is None"),

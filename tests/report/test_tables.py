@@ -19,7 +19,7 @@ def printed(table: Table) -> list[str]:
 def test_winners_show_the_device_even_where_it_looks_like_markup(winner: Winner, baseline: Winner) -> None:
     header, first, second = printed(tables.winners([winner, baseline]))
     assert header.split("  ")[0] == "op"
-    assert "softmax scale=0.5  2048x4096  float32  Some CPU [2 threads]" in first
+    assert "softmax scale=0.5  2048x4096  float32  strict  Some CPU [2 threads]" in first
     assert "1,240" in first
     assert "1.52x" in first
     assert "86 %" in first

@@ -6,9 +6,11 @@ import pytest
 from sqlalchemy import Connection, inspect, text
 
 from ksearch import database
-from ksearch.errors import NewerSchema
+from ksearch.errors import NewerSchema, StoreError
+from ksearch.runtime import lookup
 from ksearch.store import Store, engine
 from ksearch.store.migrations import STEPS, migrate, version
+from ksearch.types import Target, Winner, Workload
 
 OPTUNA_TABLES = {
     "alembic_version",
@@ -83,6 +85,26 @@ def test_an_older_file_is_walked_forward_once_and_keeps_its_rows(writer):
     with writer.connect() as connection:
         assert version(connection) == len(STEPS) + 1
         assert connection.scalar(text("SELECT count(*) FROM environments")) == 1
+
+
+def test_workloads_from_before_there_were_linears_have_none(writer, tmp_path):
+    """The file as version 1 had it: its winners are still found, by the loader even before it is mended."""
+    path = tmp_path / "k.db"
+    workload, target = Workload("softmax", (4, 8)), Target("cpu", "x86_64", "CPU")
+    winner = Winner(workload, target, None, None, None, 1.0, 1.0, 1.0)
+    with Store.open(path) as store:
+        store.promote(winner, source=None, binary=None, environment={})
+    with writer.begin() as connection:
+        connection.execute(text("DROP INDEX workload_region"))
+        connection.execute(text('ALTER TABLE workloads DROP COLUMN "inner"'))
+        connection.execute(text("DELETE FROM ksearch_schema WHERE version > 1"))
+    assert lookup.find(path, workload, target).winner.workload == workload
+    with pytest.raises(StoreError, match="written by an older ksearch"):
+        Store.open(path, readonly=True)
+    with Store.open(path) as store:
+        found = store.find(workload, target)
+    assert found is not None
+    assert (found.workload, found.workload.inner) == (workload, 0)
 
 
 def test_a_step_that_fails_leaves_the_file_as_it_was(writer):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -92,6 +93,18 @@ def test_an_evaluation_comes_back_as_recorded(store):
     assert first.created.endswith("+00:00")
     assert second.outcome == failed
     assert second.artifact_key is None
+
+
+def test_a_workload_with_a_linear_comes_back_and_is_found_by_its_key(store):
+    linear = Workload("linear", (2, 3, 8), options=(("bias", "row"),), program="p", policy="tf32", inner=16)
+    plain = Workload("linear", (2, 3, 8), options=(("bias", "row"),), program="q")
+    others = [replace(linear, inner=32), replace(linear, policy="strict"), plain]
+    for number, workload in enumerate([linear, *others]):
+        promote(store, winner(workload, time_us=1.0 + number))
+    assert [store.find(each, TARGET).time_us for each in (linear, *others)] == [1.0, 2.0, 3.0, 4.0]
+    assert store.find(linear, TARGET).workload == linear
+    assert sorted(w.workload.inner for w in store.winners(op="linear")) == [0, 16, 16, 32]
+    assert [w.workload.inner for w in store.neighbours(linear, TARGET)] == [32]
 
 
 def test_the_same_config_is_kept_once_per_study_whatever_its_order(store):

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ksearch.operators.builtin import pointwise, rowwise
+from ksearch.operators.builtin import backward, linear, pointwise, rowwise
 
-__all__ = ["pointwise", "rowwise"]
+__all__ = ["backward", "linear", "pointwise", "rowwise"]

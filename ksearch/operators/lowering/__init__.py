@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from ksearch.operators.lowering import activations, arithmetic, masks, reductions, tensors
+from ksearch.operators.lowering import (
+    activations,
+    arithmetic,
+    derivatives,
+    linear,
+    masks,
+    reductions,
+    tensors,
+)
 from ksearch.operators.lowering.table import lower, supported
 
-__all__ = ["activations", "arithmetic", "lower", "masks", "reductions", "supported", "tensors"]
+__all__ = [
+    "activations",
+    "arithmetic",
+    "derivatives",
+    "linear",
+    "lower",
+    "masks",
+    "reductions",
+    "supported",
+    "tensors",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from ksearch.errors import TraceError
@@ -11,22 +12,25 @@ from ksearch.operators.lowering.arithmetic import maximum, minimum
 from ksearch.operators.lowering.table import Marker, Shape, absent, lowers, same_dtype, tensor
 
 
-def _over_columns(dim: object, keepdim: object) -> None:
+def _over_columns(dim: object) -> None:
     if dim not in (-1, (-1,), [-1]):
         over = "everything" if dim is None else f"dim={dim!r}"
         raise TraceError(f"it reduces over {over}, and only the last dim is supported: write dim=-1")
-    if keepdim is not True:
-        raise TraceError("the reduced dim must be kept: write keepdim=True")
+
+
+def _shaped(result: Value, keepdim: bool) -> Value:
+    """A reduction's result with the reduced dim, or without it."""
+    return replace(result, is_flat=not keepdim)
 
 
 @lowers("sum")
 def _sum(input: Any, dim: object = None, keepdim: bool = False, *, dtype: object = None) -> Value:
-    _over_columns(dim, keepdim)
+    _over_columns(dim)
     same_dtype(dtype)
-    return _total(tensor(input))
+    return _shaped(total(tensor(input)), keepdim)
 
 
-def _total(x: Value) -> Value:
+def total(x: Value) -> Value:
     return x.graph.reduce("sum", x)
 
 
@@ -37,14 +41,14 @@ def _mean(input: Any, dim: object = None, keepdim: bool = False, *, dtype: objec
 
 @lowers("amax")
 def _amax(input: Any, dim: object = None, keepdim: bool = False) -> Value:
-    _over_columns(dim, keepdim)
-    return tensor(input).graph.reduce("max", tensor(input))
+    _over_columns(dim)
+    return _shaped(tensor(input).graph.reduce("max", tensor(input)), keepdim)
 
 
 @lowers("amin")
 def _amin(input: Any, dim: object = None, keepdim: bool = False) -> Value:
-    _over_columns(dim, keepdim)
-    return tensor(input).graph.reduce("min", tensor(input))
+    _over_columns(dim)
+    return _shaped(tensor(input).graph.reduce("min", tensor(input)), keepdim)
 
 
 @lowers("max")
@@ -62,11 +66,11 @@ def _min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
     return _amin(input, dim, keepdim), Marker.INDICES
 
 
-def _deviation(x: Value) -> tuple[Value, Value]:
+def deviation(x: Value) -> tuple[Value, Value]:
     """Mean and sum of squares around it; in two passes, because one loses the digits of a large mean."""
-    mean = _total(x) / x.graph.cols()
+    mean = total(x) / x.graph.cols()
     difference = x - mean
-    return mean, _total(difference * difference)
+    return mean, total(difference * difference)
 
 
 @lowers("var")
@@ -74,11 +78,11 @@ def _var(
     input: Any, dim: object = None, unbiased: bool = True, keepdim: bool = False,
     *, correction: float | None = None,
 ) -> Value:  # fmt: skip
-    _over_columns(dim, keepdim)
+    _over_columns(dim)
     x = tensor(input)
     lost = float(unbiased) if correction is None else float(correction)
     count = x.graph.cols() if lost == 0 else maximum(x.graph.cols() - lost, 0.0)
-    return _deviation(x)[1] / count
+    return _shaped(deviation(x)[1] / count, keepdim)
 
 
 @lowers("std")
@@ -92,15 +96,15 @@ def _std(
 def _exponentials(x: Value) -> tuple[Value, Value]:
     """x less its row's max, and the sum of the exponentials of that: safe for any finite row."""
     shifted = x - x.graph.reduce("max", x)
-    return shifted, _total(apply("exp", shifted))
+    return shifted, total(apply("exp", shifted))
 
 
 @lowers("softmax")
 def _softmax(input: Any, dim: object = None, _stacklevel: int = 3, dtype: object = None) -> Value:
-    _over_columns(dim, True)
+    _over_columns(dim)
     same_dtype(dtype)
-    shifted, total = _exponentials(tensor(input))
-    return apply("exp", shifted) / total
+    shifted, summed = _exponentials(tensor(input))
+    return apply("exp", shifted) / summed
 
 
 @lowers("softmin")
@@ -110,18 +114,18 @@ def _softmin(input: Any, dim: object = None, _stacklevel: int = 3, dtype: object
 
 @lowers("log_softmax")
 def _log_softmax(input: Any, dim: object = None, _stacklevel: int = 3, dtype: object = None) -> Value:
-    _over_columns(dim, True)
+    _over_columns(dim)
     same_dtype(dtype)
-    shifted, total = _exponentials(tensor(input))
-    return shifted - apply("log", total)
+    shifted, summed = _exponentials(tensor(input))
+    return shifted - apply("log", summed)
 
 
 @lowers("logsumexp")
 def _logsumexp(input: Any, dim: object, keepdim: bool = False) -> Value:
-    _over_columns(dim, keepdim)
-    top = _amax(input, dim, keepdim)
-    total = apply("log", _exponentials(tensor(input))[1])
-    return compare("==", apply("abs", top), math.inf).select(top, top + total)  # else inf - inf
+    top = _amax(input, dim, keepdim=True)
+    logarithm = apply("log", _exponentials(tensor(input))[1])
+    result = compare("==", apply("abs", top), math.inf).select(top, top + logarithm)  # else inf - inf
+    return _shaped(result, keepdim)
 
 
 def _last_dim(normalized_shape: Any) -> None:
@@ -144,7 +148,7 @@ def _rms_norm(input: Any, normalized_shape: object, weight: Any = None, eps: flo
     if eps is None:
         raise TraceError("without eps it depends on the dtype: write eps=1e-6")
     x = tensor(input)
-    return _scaled(x * apply("rsqrt", _total(x * x) / x.graph.cols() + eps), weight)
+    return _scaled(x * apply("rsqrt", total(x * x) / x.graph.cols() + eps), weight)
 
 
 @lowers("layer_norm")
@@ -154,7 +158,7 @@ def _layer_norm(
 ) -> Value:  # fmt: skip
     _last_dim(normalized_shape)
     x = tensor(input)
-    mean, squares = _deviation(x)
+    mean, squares = deviation(x)
     return _scaled((x - mean) * apply("rsqrt", squares / x.graph.cols() + eps), weight, bias)
 
 
@@ -163,16 +167,16 @@ def _norm(
     input: Any, p: Any = None, dim: object = None, keepdim: bool = False, out: None = None,
     dtype: object = None, *, ord: Any = None,
 ) -> Value:  # fmt: skip
-    _over_columns(dim, keepdim)
+    _over_columns(dim)
     absent(out=out)
     same_dtype(dtype)
     x, order = tensor(input), ord if p is None else p
     if order in (2, None, "fro"):
-        return apply("sqrt", _total(x * x))
+        return _shaped(apply("sqrt", total(x * x)), keepdim)
     if order == 1:
-        return _total(apply("abs", x))
+        return _shaped(total(apply("abs", x)), keepdim)
     if order in (math.inf, -math.inf):
-        return x.graph.reduce("max" if order > 0 else "min", apply("abs", x))
+        return _shaped(x.graph.reduce("max" if order > 0 else "min", apply("abs", x)), keepdim)
     raise TraceError(f"only the norms of order 1, 2, inf and -inf are supported, not {order!r}")
 
 

@@ -60,7 +60,7 @@ def lower(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         near = difflib.get_close_matches(name, _TABLE, n=1)
         hint = f"; nearest is {near[0]}" if near else ""
         raise TraceError(
-            f"{name} is not supported (pointwise functions and reductions over the last dim are{hint})"
+            f"{name} is not supported (pointwise functions, reductions of the last dim, one linear are{hint})"
         )
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ksearch.errors import TraceError
 from ksearch.operators.graph import Mask, Value
+from ksearch.operators.lowering.linear import transposed
 from ksearch.operators.lowering.table import Marker, Shape, lowers, same_dtype, tensor
 
 
@@ -37,6 +39,21 @@ def _full_like(input: Any, fill_value: float, *, dtype: object = None) -> Value:
     return tensor(input).graph.const(fill_value)
 
 
+@lowers("unsqueeze")
+def _unsqueeze(input: Any, dim: int) -> Value:
+    if dim != -1 or not tensor(input).is_flat:
+        raise TraceError("only a reduced dim can be put back: write unsqueeze(-1) after the reduction")
+    return replace(tensor(input), is_flat=False)
+
+
+@lowers("squeeze")
+def _squeeze(input: Any, dim: object = None) -> Value:
+    value = tensor(input)
+    if dim not in (-1, (-1,)) or value.has_cols or not value.has_rows or value.is_flat:
+        raise TraceError("only a reduced dim can be dropped: write squeeze(-1) after the reduction")
+    return replace(value, is_flat=True)
+
+
 @lowers("size")
 def _size(input: Any, dim: int | None = None) -> object:
     shape = Shape(tensor(input), last_only=not tensor(input).has_rows)
@@ -51,6 +68,8 @@ def _getattr(input: Any, name: str) -> object:
         return _size(input)
     if isinstance(input, tuple) and name == "values":
         return input[0]
+    if isinstance(input, Value) and name in ("T", "mT"):
+        return transposed(input)
     raise TraceError(f"attribute {name!r} is not supported")
 
 
@@ -58,6 +77,8 @@ def _getattr(input: Any, name: str) -> object:
 def _getitem(input: Any, index: Any) -> object:
     if isinstance(input, tuple) and index in (0, 1):
         return input[index]
+    if isinstance(input, Shape) and input.tensor.graph.is_operand(input.tensor):
+        raise TraceError("the shape of what a linear takes is not known here: make the number an option")
     if isinstance(input, Shape) and index == -1 and input.tensor.has_cols:
         return input.tensor.graph.cols()
     if isinstance(input, Shape) and index == slice(-1, None):
