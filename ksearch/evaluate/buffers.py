@@ -50,6 +50,10 @@ class Guarded:
         """Overwrite all values before run 0 or run 1."""
         self.bits.fill_(POISONS[self.values.dtype][run])
 
+    def checksum(self) -> torch.Tensor:
+        """The sum of all bits, guards included, for what is too large to be kept twice."""
+        return self.raw.sum(dtype=torch.int64)
+
     def damaged(self) -> torch.Tensor:
         """Whether a guard zone was written to; a tensor, so that asking does not wait for the device."""
         before, after = self.raw[: self._begin], self.raw[self._end :]

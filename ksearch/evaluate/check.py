@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
 from ksearch.evaluate import inputs as values
-from ksearch.evaluate import tolerance
+from ksearch.evaluate import tolerance, weights
 from ksearch.evaluate.buffers import POISONS, Guarded
 from ksearch.evaluate.messages import Finding
 from ksearch.evaluate.problem import Problem
@@ -24,6 +26,12 @@ from ksearch.types import Status
 _SUBSET_BYTES = {"cuda": 32 << 20, "cpu": 8 << 20}
 """Of the input rows that a candidate is screened on."""
 
+_SUBSET_PRODUCTS = {"cuda": 1 << 40, "cpu": 1 << 30}
+"""Of a linear, so that its float64 references are there within seconds."""
+
+_FEW_ROWS = 2 * len(values.CYCLE) + 1
+"""A case of a linear whose weight is odd has no more: most of its time goes to the weight."""
+
 Run = Callable[[Sequence[Guarded], Sequence[Guarded]], None]
 """Starts the candidate on inputs and outputs."""
 
@@ -33,63 +41,137 @@ class _Case:
     """Inputs of a few rows, and what is right for them."""
 
     inputs: list[Guarded]
-    pristine: list[torch.Tensor]
-    """All memory of the inputs, guards included, as it was."""
+    pristine: list[torch.Tensor | None]
+    """All memory of the inputs, guards included, as it was; None for a weight, which has a checksum."""
+    outputs: tuple[list[Guarded], list[Guarded]]
+    """For the first and the second run."""
     references: list[tuple[values.Part, list[Reference]]]
     """For each part what is right for each output."""
+    weight: weights.Shared | None = None
+    odd: tuple[weights.Patch, ...] = ()
+    """Elements of the weight that are something else while the case is run."""
+
+    def modified(self) -> list[torch.Tensor]:
+        """For each input with a copy, whether it was changed."""
+        pairs = zip(self.inputs, self.pristine, strict=True)
+        return [(tensor.raw != was).any() for tensor, was in pairs if was is not None]
 
 
 class Subset:
     """Some rows of a workload, with everything that does not depend on the candidate made beforehand."""
 
     def __init__(self, problem: Problem, seed: int) -> None:
-        rows, cols = problem.workload.rows, problem.workload.cols
-        most = max(3, _SUBSET_BYTES[problem.device.type] // (cols * problem.dtype.itemsize))
+        self._problem, self._seed = problem, seed
+        workload = problem.workload
+        width = max(workload.cols, workload.inner)
+        most = max(3, _SUBSET_BYTES[problem.device.type] // (width * problem.dtype.itemsize))
+        if workload.inner:
+            products = _SUBSET_PRODUCTS[problem.device.type] // (workload.cols * workload.inner)
+            most = max(_FEW_ROWS, min(most, products))
         # An odd number of them, so that the last of several rows at a time finds no others.
-        self.rows = rows if rows <= most else most - 1 + most % 2
-        parts = values.split(self.rows, cols, flat=problem.flat, max_elements=self.rows * cols)
-        # Where there are fewer lines than kinds of line, it takes more inputs to see every kind.
-        first_kinds = range(0, len(values.CYCLE), parts[0].lines)
-        self._cases = [
-            [_make_case(problem, self.rows, parts, seed, first_kind, shift=0) for first_kind in first_kinds],
-            [_make_case(problem, self.rows, parts, seed, 0, shift=1)],
-        ]
-        self._outputs = [[problem.allocate_outputs(self.rows, shift) for _ in range(2)] for shift in (0, 1)]
+        self.rows = workload.rows if workload.rows <= most else most - 1 + most % 2
+        self._outputs = [problem.allocate_outputs(self.rows) for _ in range(2)]
+        self._weights: list[weights.Shared] = []
+        self._cases = self._linear_cases() if workload.inner else self._cases_of_rows(None)
 
     def check(self, run: Run, *, misaligned: bool) -> Finding:
         """Try the candidate on every case; `misaligned`: also on bases that are one element off."""
-        evidence = [_Evidence() for _ in self._outputs[0][0]]
-        modified = []
-        for shift in (0, 1) if misaligned else (0,):
-            first, second = self._outputs[shift]
-            for case in self._cases[shift]:
-                for number, outputs in enumerate((first, second)):
+        evidence = [_Evidence() for _ in self._outputs[0]]
+        modified: list[torch.Tensor] = []
+        for case in [*self._cases, self._misaligned] if misaligned else self._cases:
+            with nullcontext() if case.weight is None else case.weight.patched(case.odd):
+                for number, outputs in enumerate(case.outputs):
                     for output in outputs:
                         output.poison(number)
                     run(case.inputs, outputs)
-                pairs = zip(case.inputs, case.pristine, strict=True)
-                modified += [(tensor.raw != was).any() for tensor, was in pairs]
-                for each, one, other in zip(evidence, first, second, strict=True):
-                    each.damaged += [one.damaged(), other.damaged()]
-                    each.compare(one.bits, other.bits, one.values.dtype)
-                for part, references in case.references:
-                    for each, one, reference in zip(evidence, first, references, strict=True):
-                        each.verdicts.append(reference.judge(part.take(one.values, Role.FULL)))
+            modified += case.modified()
+            for each, one, other in zip(evidence, *case.outputs, strict=True):
+                each.damaged += [one.damaged(), other.damaged()]
+                each.compare(one.bits, other.bits, one.values.dtype)
+            for part, references in case.references:
+                facts = zip(evidence, case.outputs[0], references, self._problem.output_roles, strict=True)
+                for each, one, reference, role in facts:
+                    each.verdicts.append(reference.judge(part.take(one.values, role)))
+        used = [*self._weights, *([self._misaligned.weight] if misaligned else [])]
+        modified += [weight.modified() for weight in used if weight is not None]
         return _conclude(modified, evidence)
 
+    def _cases_of_rows(self, weight: weights.Shared | None) -> list[_Case]:
+        """Where there are fewer lines than kinds of line, it takes more inputs to see every kind."""
+        lines = self._parts(self.rows)[0].lines
+        return [self._make_case(first, weight) for first in range(0, len(values.CYCLE), lines)]
 
-def _make_case(
-    problem: Problem, rows: int, parts: Sequence[values.Part], seed: int, first_kind: int, shift: int
-) -> _Case:
-    tensors = problem.allocate(rows, shift)
-    for tensor, declared in zip(tensors, problem.declared, strict=True):
-        values.fill(tensor.values, declared, parts, seed, most=problem.most, first_kind=first_kind)
-    references = []
-    for part in parts:
-        pairs = zip(tensors, problem.declared, strict=True)
-        blocks = [part.take(tensor.values, declared.role) for tensor, declared in pairs]
-        references.append((part, problem.references(blocks, first_kind + part.first)))
-    return _Case(tensors, [tensor.raw.clone() for tensor in tensors], references)
+    def _linear_cases(self) -> list[_Case]:
+        """Every kind of line beside an ordinary weight, some beside an odd one, and where the columns are
+        reduced, all beside one that shows what a sum would hide."""
+        problem, workload = self._problem, self._problem.workload
+        reduced = Role.COLUMN in problem.output_roles
+        mixed = self._make_weight(weights.fill_mixed)
+        cases = self._cases_of_rows(mixed)
+        shape = (workload.cols, workload.inner)
+        for odd in weights.patches(shape, problem.dtype, problem.most, apart=reduced):
+            cases.append(self._make_case(0, mixed, odd))
+        mixed.wide = None
+        self._weights.append(mixed)
+        if reduced:
+            alike = self._make_weight(weights.fill_alike)
+            cases.append(self._make_case(0, alike))
+            alike.wide = None
+            self._weights.append(alike)
+        return cases
+
+    def _make_weight(self, fill: Callable[[torch.Tensor, torch.Generator], None]) -> weights.Shared:
+        guarded = self._problem.allocate_weight()
+        seed = values.derive_seed(self._seed, fill.__name__)
+        fill(guarded.values, torch.Generator(guarded.values.device).manual_seed(seed))
+        return weights.Shared.of(guarded)
+
+    def _parts(self, rows: int) -> list[values.Part]:
+        cols = self._problem.workload.cols
+        return values.split(rows, cols, flat=self._problem.flat, max_elements=rows * cols)
+
+    def _make_case(
+        self, first_kind: int, weight: weights.Shared | None, odd: tuple[weights.Patch, ...] = ()
+    ) -> _Case:
+        problem = self._problem
+        rows = min(self.rows, _FEW_ROWS) if odd else self.rows
+        parts = self._parts(rows)
+        tensors = problem.allocate(rows, weight=None if weight is None else weight.guarded)
+        for tensor, declared in zip(tensors, problem.declared, strict=True):
+            if weight is None or tensor is not weight.guarded:
+                values.fill(
+                    tensor.values, declared, parts, self._seed, most=problem.most, first_kind=first_kind
+                )
+        references = []
+        with nullcontext() if weight is None else weight.patched(odd):
+            for part in parts:
+                pairs = zip(tensors, problem.declared, strict=True)
+                blocks = [part.take(tensor.values, declared.role) for tensor, declared in pairs]
+                wide = None if weight is None else weight.wide
+                references.append((part, problem.references(blocks, first_kind + part.first, wide)))
+        outputs = self._outputs if rows == self.rows else [problem.allocate_outputs(rows) for _ in range(2)]
+        pristine = _copies(tensors, weight)
+        return _Case(tensors, pristine, (outputs[0], outputs[1]), references, weight, odd)
+
+    @cached_property
+    def _misaligned(self) -> _Case:
+        """The first case again, off alignment. Made for the first candidate that takes such tensors."""
+        problem, aligned = self._problem, self._cases[0]
+        tensors = problem.allocate(self.rows, shift=1)
+        for tensor, same in zip(tensors, aligned.inputs, strict=True):
+            tensor.bits.copy_(same.bits)
+        weight = None
+        if aligned.weight is not None:
+            moved = tensors[aligned.inputs.index(aligned.weight.guarded)]
+            weight = weights.Shared(moved, None, moved.checksum())
+        outputs = [problem.allocate_outputs(self.rows, shift=1) for _ in range(2)]
+        pristine = _copies(tensors, weight)
+        return _Case(tensors, pristine, (outputs[0], outputs[1]), aligned.references, weight)
+
+
+def _copies(tensors: Sequence[Guarded], weight: weights.Shared | None) -> list[torch.Tensor | None]:
+    shared = None if weight is None else weight.guarded
+    return [None if tensor is shared else tensor.raw.clone() for tensor in tensors]
 
 
 def check_whole(problem: Problem, run: Run) -> Finding:
@@ -105,21 +187,27 @@ def check_whole(problem: Problem, run: Run) -> Finding:
             each.damaged.append(output.damaged())
         if number == 0:
             firsts = [output.bits.clone() for output in problem.outputs]
-    modified = [tensor.damaged() for tensor in problem.inputs]
-    modified += [_check_part(problem, part, firsts, evidence) for part in problem.parts()]
+    modified = [tensor.damaged() for tensor in problem.inputs] + problem.weight_modified()
+    wide = None if problem.weight is None else problem.weight.values.double()
+    modified += [_check_part(problem, part, firsts, evidence, wide) for part in problem.parts()]
     return _conclude(modified, evidence)
 
 
 def _check_part(
-    problem: Problem, part: values.Part, firsts: Sequence[torch.Tensor], evidence: Sequence[_Evidence]
+    problem: Problem,
+    part: values.Part,
+    firsts: Sequence[torch.Tensor],
+    evidence: Sequence[_Evidence],
+    wide: torch.Tensor | None,
 ) -> torch.Tensor:
     """Judge one part of both runs' outputs; whether its inputs were modified. Keeps nothing of its size."""
     blocks, modified = problem.make_again(part)
-    references = problem.references(blocks, part.first)
-    span = slice(part.offset, part.offset + part.lines * part.width)
-    for each, first, output, reference in zip(evidence, firsts, problem.outputs, references, strict=True):
-        each.compare(first[span], output.bits[span], problem.dtype)
-        each.verdicts.append(reference.judge(part.take(first.view(problem.dtype), Role.FULL)))
+    references = problem.references(blocks, part.first, wide)
+    outputs = zip(evidence, firsts, problem.outputs, references, problem.output_roles, strict=True)
+    for each, first, output, reference, role in outputs:
+        ours = part.take(first, role)
+        each.compare(ours, part.take(output.bits, role), problem.dtype)
+        each.verdicts.append(reference.judge(ours.view(problem.dtype)))
     return modified
 
 

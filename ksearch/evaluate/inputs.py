@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ksearch.evaluate import weights
 from ksearch.operators.program import Input, Role
 
 REGIMES = ("uniform", "normal", "spike", "special")
@@ -51,6 +52,10 @@ class Part:
             return tensor.view(())
         if role is Role.COLUMN:
             return tensor.view(-1, 1)[self.first : self.first + self.lines]
+        if role is Role.LEFT:
+            return tensor[self.first : self.first + self.lines]
+        if role is Role.RIGHT:
+            return tensor
         span = slice(self.offset, self.offset + self.lines * self.width)
         return tensor.view(-1)[span].view(self.lines, self.width)
 
@@ -73,13 +78,15 @@ def derive_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def largest(dtype: torch.dtype, cols: int, *, pointwise: bool) -> float:
+def largest(dtype: torch.dtype, cols: int, *, pointwise: bool, inner: int = 0) -> float:
     """The largest value that inputs hold: of the dtype, or so that a row's squares add up in float32.
 
     Where a sum overflows the result is luck: PyTorch's layer_norm is finite on rows that overflow the sum
-    of any kernel which adds up first and divides then.
+    of any kernel which adds up first and divides then. With `inner` the sums are a linear's first.
     """
     most = torch.finfo(dtype).max
+    if inner:
+        return min(most, weights.largest_factor(dtype, cols, inner))
     return most if pointwise else min(most, math.sqrt(torch.finfo(torch.float32).max / cols) / 8)
 
 
@@ -94,20 +101,36 @@ def fill(
 ) -> None:
     """Write the values of one input, none beyond `most`; the first line is of kind CYCLE[first_kind].
 
-    Weights, biases and per-row scales are ordinary in every regime: no op promises more for them.
+    Weights, biases and per-row scales are ordinary in every regime: no op promises more for them. That of a
+    linear is of several scales.
     """
-    if declared.role is not Role.FULL:
+    if declared.role is Role.RIGHT:
+        weights.fill_mixed(tensor, generator_for(tensor, declared, seed))
+    elif not has_lines(declared):
         fill_ordinary(tensor, declared, seed)
-        return
-    for part in parts:
-        fill_part(part.take(tensor, Role.FULL), declared, part, seed, most=most, first_kind=first_kind)
+    else:
+        for part in parts:
+            lines = part.take(tensor, declared.role)
+            fill_part(lines, declared, part, seed, most=most, first_kind=first_kind)
+
+
+def has_lines(declared: Input) -> bool:
+    """Whether its rows are of every kind when results are checked."""
+    return declared.role in (Role.FULL, Role.LEFT)
+
+
+def generator_for(tensor: torch.Tensor, declared: Input, seed: int) -> torch.Generator:
+    """What an input's values are drawn with, where it is filled in one."""
+    return torch.Generator(tensor.device).manual_seed(derive_seed(seed, declared.name))
 
 
 def fill_ordinary(tensor: torch.Tensor, declared: Input, seed: int) -> None:
     """Values that no kernel is slowed down by; what is timed."""
-    generator = torch.Generator(tensor.device).manual_seed(derive_seed(seed, declared.name))
-    if declared.role is Role.FULL:
+    generator = generator_for(tensor, declared, seed)
+    if has_lines(declared):
         tensor.uniform_(0.0, 1.0, generator=generator)
+    elif declared.role is Role.RIGHT:
+        weights.fill_initial(tensor, generator)
     else:
         tensor.normal_(0.0, 1.0, generator=generator)
 
@@ -115,7 +138,7 @@ def fill_ordinary(tensor: torch.Tensor, declared: Input, seed: int) -> None:
 def fill_part(
     lines: torch.Tensor, declared: Input, part: Part, seed: int, *, most: float, first_kind: int = 0
 ) -> None:
-    """Write one part of a FULL input into the matrix `lines`."""
+    """Write one part of a FULL or LEFT input into the matrix `lines`."""
     generator = torch.Generator(lines.device).manual_seed(derive_seed(seed, declared.name, part.first))
     lines.normal_(0.0, 1.0, generator=generator)
     count, width = lines.shape
@@ -147,7 +170,7 @@ def _make(
             lines[chosen] *= 10.0
         case "spike":
             lines[chosen] *= 0.1
-            lines[row, column] = _SPIKE
+            lines[row, column] = min(_SPIKE, most * lines.shape[1])  # a linear's sum must not overflow
         case "special:nan":
             lines[row, column] = torch.nan
         case "special:inf":

@@ -27,7 +27,7 @@ class Ready:
     baseline_us: float
     """PyTorch's own function."""
     ceiling_us: float
-    """A copy of the bytes that any kernel must move."""
+    """A copy of the bytes that any kernel must move; of a linear PyTorch's product, if that takes longer."""
     environment: dict[str, str]
     memory_bytes: int
     """Held by the session at its highest so far."""
@@ -78,6 +78,15 @@ class Laps:
     ceiling_us: list[float]
     environment: dict[str, str]
     """Right after the last round: clocks and heat under load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nearby:
+    """A winner on another number of rows than it was tuned for."""
+
+    rows: int
+    speedup: float
+    """Over PyTorch there; 0.0 where the kernel is not right, or does not run."""
 
 
 @dataclass(frozen=True, slots=True)

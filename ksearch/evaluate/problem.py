@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from ksearch import operators
 from ksearch.errors import BadShape, UsageError
-from ksearch.evaluate import inputs
+from ksearch.evaluate import inputs, weights
 from ksearch.evaluate.buffers import Guarded
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.tolerance import Reference, references
-from ksearch.operators.program import Role, as_tuple
+from ksearch.operators.program import Program, Role, as_tuple
+from ksearch.types import Workload
 
 _PART_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}
 """Of the blocks in which the whole workload is checked; float64 needs 8 to 16 times that beside one."""
+
+_LINEAR_PART_ELEMENTS = {"cuda": 1 << 25, "cpu": 1 << 21}
+"""The same of a linear, whose every part takes a product with the whole weight in float64: few parts, of some
+ten tensors of 256 MB."""
 
 _EVEN = 1 << 16
 """Copies are of a multiple of that many elements: of 8,388,736 float32 one took 24.6 us, of 8,388,608
@@ -47,28 +53,48 @@ class Problem:
             and not any(node.op == "cols" for node in program.nodes)
         )
         """The op treats every element alike, wherever it stands."""
-        self.most = inputs.largest(self.dtype, workload.cols, pointwise=self.pointwise)
+        inner = workload.inner
+        self.most = inputs.largest(self.dtype, workload.cols, pointwise=self.pointwise, inner=inner)
         """The largest value that inputs hold when results are checked."""
+        self.output_roles = [Role.COLUMN if per_row else Role.FULL for per_row in program.per_row]
+        self._weight = next((k for k, each in enumerate(self.declared) if each.role is Role.RIGHT), None)
+        self._levels = _levels(program, workload) if inner else None
         self._seed = job.seed
         self._count = len(program.outputs)
         self._check_memory(job)
         self.inputs = self.allocate(workload.rows)
         self.outputs = self.allocate_outputs(workload.rows)
         self._holds = ""
+        self._checksum: torch.Tensor | None = None
 
-    def allocate(self, rows: int, shift: int = 0) -> list[Guarded]:
-        """Inputs of the op for that many rows, not filled."""
-        cols = self.workload.cols
-        shapes = {Role.FULL: (rows, cols), Role.ROW: (1, cols), Role.COLUMN: (rows, 1), Role.SCALAR: (1, 1)}
-        return [Guarded(shapes[declared.role], self.dtype, self.device, shift) for declared in self.declared]
+    def allocate(self, rows: int, shift: int = 0, weight: Guarded | None = None) -> list[Guarded]:
+        """Inputs of the op for that many rows, not filled; a linear's weight may be one that is there."""
+        given = {self._weight: weight} if weight is not None else {}
+        return [
+            given.get(k) or Guarded(self._matrix(declared.role, rows), self.dtype, self.device, shift)
+            for k, declared in enumerate(self.declared)
+        ]
+
+    def allocate_weight(self) -> Guarded:
+        """A linear's weight, not filled."""
+        return Guarded(self._matrix(Role.RIGHT, self.workload.rows), self.dtype, self.device)
 
     def allocate_outputs(self, rows: int, shift: int = 0) -> list[Guarded]:
         """Outputs for that many rows; with a shift, each is off alignment by another distance."""
-        shape = (rows, self.workload.cols)
-        return [Guarded(shape, self.dtype, self.device, shift * (1 + k)) for k in range(self._count)]
+        shapes = [self._matrix(role, rows) for role in self.output_roles]
+        return [Guarded(shape, self.dtype, self.device, shift * (1 + k)) for k, shape in enumerate(shapes)]
+
+    def _matrix(self, role: Role, rows: int) -> tuple[int, int]:
+        """A tensor of that role as rows and columns."""
+        cols, inner = self.workload.cols, self.workload.inner
+        shapes = {
+            Role.FULL: (rows, cols), Role.ROW: (1, cols), Role.COLUMN: (rows, 1), Role.SCALAR: (1, 1),
+            Role.LEFT: (rows, inner), Role.RIGHT: (cols, inner),
+        }  # fmt: skip
+        return shapes[role]
 
     def function(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """PyTorch's answer, in the dtype of the tensors.
+        """PyTorch's answer, in the dtype of the tensors; one value a row as a column.
 
         Raises UsageError where an own template's reference gives another number of them than its class says.
         """
@@ -78,14 +104,36 @@ class Problem:
                 f"{self.op.name}: reference gives {len(results)} tensor(s), and `outputs` of its class is "
                 f"{self._count}: make them agree"
             )
-        return results
+        pairs = zip(results, self.output_roles, strict=True)
+        return tuple([each.reshape(-1, 1) if role is Role.COLUMN else each for each, role in pairs])
 
-    def references(self, blocks: Sequence[torch.Tensor], first_kind: int) -> list[Reference]:
-        """What is right for each output; the inputs' first line is of that place in the cycle of kinds."""
-        return references(self.function, blocks, pointwise=self.pointwise, first_kind=first_kind)
+    def references(
+        self, blocks: Sequence[torch.Tensor], first_kind: int, wide: torch.Tensor | None = None
+    ) -> list[Reference]:
+        """What is right for each output; the inputs' first line is of that place in the cycle of kinds.
+
+        `wide`: a linear's weight in float64.
+        """
+        return references(
+            self.function,
+            blocks,
+            pointwise=self.pointwise,
+            first_kind=first_kind,
+            levels=self._levels,
+            wide={} if wide is None or self._weight is None else {self._weight: wide},
+        )
+
+    @property
+    def weight(self) -> Guarded | None:
+        """That of a linear, of the whole inputs."""
+        return None if self._weight is None else self.inputs[self._weight]
 
     def parts(self) -> list[inputs.Part]:
         """The whole workload in blocks small enough to be checked in float64."""
+        if self.workload.inner:
+            lines = _LINEAR_PART_ELEMENTS[self.device.type] // max(self.workload.cols, self.workload.inner)
+            most = max(1, lines) * self.workload.cols
+            return inputs.split(self.workload.rows, self.workload.cols, flat=False, max_elements=most)
         most = _PART_BYTES[self.device.type] // self.dtype.itemsize // self._count
         return inputs.split(self.workload.rows, self.workload.cols, flat=self.flat, max_elements=most)
 
@@ -103,13 +151,26 @@ class Problem:
         if self._holds != "checking":
             for tensor, declared in zip(self.inputs, self.declared, strict=True):
                 inputs.fill(tensor.values, declared, self.parts(), self._check_seed, most=self.most)
+            self._checksum = None if self.weight is None else self.weight.checksum()
             self._holds = "checking"
 
+    def weight_modified(self) -> list[torch.Tensor]:
+        """Whether a linear's weight is not what `fill_for_checking` wrote; empty where there is none."""
+        if self.weight is None or self._checksum is None:
+            return []
+        return [self.weight.checksum().ne(self._checksum)]
+
     def make_again(self, part: inputs.Part) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """One part of what `fill_for_checking` wrote, made anew; and whether the inputs differ from it."""
+        """One part of what `fill_for_checking` wrote, made anew; and whether the inputs differ from it.
+
+        But for a linear's weight, which is as it is: see `weight_modified`.
+        """
         blocks, differs = [], []
         for declared, held in zip(self.declared, self.inputs, strict=True):
-            if declared.role is Role.FULL:
+            if declared.role is Role.RIGHT:
+                blocks.append(held.values)
+                continue
+            if inputs.has_lines(declared):
                 now = part.take(held.values, declared.role)
                 block = torch.empty_like(now)
                 inputs.fill_part(block, declared, part, self._check_seed, most=self.most)
@@ -118,7 +179,7 @@ class Problem:
                 inputs.fill_ordinary(block, declared, self._check_seed)
             integer = held.bits.dtype
             differs.append((now.view(integer) != block.view(integer)).any())
-            blocks.append(block if declared.role is Role.FULL else part.take(block, declared.role))
+            blocks.append(block if inputs.has_lines(declared) else part.take(block, declared.role))
         return blocks, torch.stack(differs).any()
 
     @property
@@ -129,21 +190,39 @@ class Problem:
 
     def baseline(self) -> Callable[[], None]:
         """PyTorch's function on the whole workload; its result is freed at once, for the next to reuse."""
-        shapes = self.op.input_shapes(self.workload.shape, dict(self.workload.options))
-        tensors = [tensor.values.view(shape) for tensor, shape in zip(self.inputs, shapes, strict=True)]
+        return self.baseline_on(self.inputs, self.workload.shape)
+
+    def baseline_on(self, inputs: Sequence[Guarded], shape: tuple[int, ...]) -> Callable[[], None]:
+        """The same on other inputs, of a workload of that shape."""
+        tensors = self._views(inputs, shape)
+        call = self.op.caller(dict(self.workload.options))
 
         def run() -> None:
-            self.function(*tensors)
+            call(*tensors)
 
         return run
 
-    def ceiling(self) -> tuple[Callable[[], object], float]:
-        """A copy that moves the bytes any kernel must move, and the factor for its time."""
+    def results(self, inputs: Sequence[Guarded], rows: int) -> tuple[torch.Tensor, ...]:
+        """PyTorch's answer for that many rows."""
+        return self.function(*self._views(inputs, (rows, self.workload.cols)))
+
+    def _views(self, inputs: Sequence[Guarded], shape: tuple[int, ...]) -> list[torch.Tensor]:
+        shapes = self.op.input_shapes(shape, dict(self.workload.options), self.workload.inner)
+        return [tensor.values.view(each) for tensor, each in zip(inputs, shapes, strict=True)]
+
+    def ceilings(self) -> list[tuple[Callable[[], object], float]]:
+        """What no kernel can be much faster than, each with the factor for its time; the slowest counts.
+
+        A copy that moves the bytes any kernel must move; of a linear also PyTorch's product alone.
+        """
+        return [self._copy(), *([self._product()] if self.workload.inner else [])]
+
+    def _copy(self) -> tuple[Callable[[], object], float]:
         tensors = [tensor.values for tensor in (*self.inputs, *self.outputs)]
         half = sum(tensor.numel() for tensor in tensors) / 2
         source, out = tensors[0], self.outputs[0].values
         full = [declared for declared in self.declared if declared.role is Role.FULL]
-        if len(full) == len(self.outputs) == 1:  # weights and the like are a small part of it
+        if len(full) == len(self.outputs) == 1 and not self.workload.inner:  # weights are a small part of it
             return lambda: out.copy_(source), half / out.numel()
         size = min(round(half), _CEILING_BYTES // self.dtype.itemsize)
         size -= size % _EVEN if size > _EVEN else 0
@@ -151,15 +230,45 @@ class Problem:
         copy = torch.zeros_like(source)
         return lambda: copy.copy_(source), half / size
 
+    def _product(self) -> tuple[Callable[[], object], float]:
+        """In the workload's dtype and under its policy; for float32 under `strict` on a GPU three in float16.
+
+        Tensor cores give the accuracy of float32 by splitting each operand in two, which leaves three
+        products of halves: the least that is known.
+        """
+        is_split = self.dtype is torch.float32 and self.workload.policy == "strict"
+        dtype, times = (torch.float16, 3.0) if is_split and self.device.type == "cuda" else (self.dtype, 1.0)
+        rows, cols, inner = self.workload.rows, self.workload.cols, self.workload.inner
+        left = torch.empty((rows, inner), dtype=dtype, device=self.device).uniform_(0.0, 1.0)
+        right = torch.empty((cols, inner), dtype=dtype, device=self.device)
+        weights.fill_initial(right, torch.Generator(self.device).manual_seed(self._seed))
+        product = torch.empty((rows, cols), dtype=dtype, device=self.device)
+        return lambda: torch.mm(left, right.t(), out=product), times
+
     def _check_memory(self, job: Job) -> None:
         """Refuse before allocating: a machine that runs out of main memory kills whom it likes."""
         limits = [limit for limit in (job.memory_limit_bytes, job.target.memory_bytes) if limit]
-        shapes = self.op.input_shapes(self.workload.shape, dict(self.workload.options))
-        elements = sum(torch.Size(shape).numel() for shape in shapes) + 2 * self._count * self.workload.numel
-        needed = elements * self.workload.itemsize
+        workload = self.workload
+        shapes = self.op.input_shapes(workload.shape, dict(workload.options), workload.inner)
+        elements = sum(torch.Size(shape).numel() for shape in shapes) + 2 * self._count * workload.numel
+        needed = elements * workload.itemsize
+        # A linear's weight once more for screening, again with equal rows, for the ceiling, and in float64.
+        copies = 2 + (Role.COLUMN in self.output_roles)
+        needed += workload.cols * workload.inner * (copies * workload.itemsize + 8)
         if limits and needed > min(limits):
             raise BadShape(
-                f"{self.workload} needs at least {needed / 1e9:.1f} GB while it is tuned (inputs, results, "
+                f"{workload} needs at least {needed / 1e9:.1f} GB while it is tuned (inputs, results, "
                 f"PyTorch's results), and {min(limits) / 1e9:.1f} GB may be used of {job.target.device}; "
                 "choose a smaller shape"
             )
+
+
+def _levels(program: Program, workload: Workload) -> float:
+    """How often the sums of an op with a linear round at least.
+
+    PyTorch's own error tells of such long sums; a quarter of the additions is what one line's luck may be.
+    """
+    levels = math.log2(workload.inner) / 4
+    if all(program.per_row):  # a sum over the columns hides what the products lost: no more than needed
+        return levels + math.log2(workload.cols) / 4
+    return levels + (math.log2(workload.cols) if program.epilogue.family == "rowwise" else 0.0)

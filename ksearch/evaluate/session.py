@@ -7,6 +7,7 @@ then costs a few launches and some thirty tensor operations.
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +20,14 @@ import torch
 from ksearch import backends
 from ksearch.backends.base import Kernel, LaunchError
 from ksearch.errors import BadShape
-from ksearch.evaluate import environment, timing
+from ksearch.evaluate import environment, nearby, timing
 from ksearch.evaluate.buffers import Guarded
 from ksearch.evaluate.check import Run, Subset, check_whole
-from ksearch.evaluate.messages import Finding, Job, Laps, Ready
+from ksearch.evaluate.messages import Finding, Job, Laps, Nearby, Ready
 from ksearch.evaluate.problem import Problem
 from ksearch.evaluate.process import Answer
-from ksearch.types import Candidate, Status
+from ksearch.invoke import Starter
+from ksearch.types import Candidate, Launch, Status
 
 _WARM_S = {"cuda": 0.2, "cpu": 0.05}
 
@@ -38,6 +40,9 @@ class Session:
         self._backend = backends.get(job.target.backend)
         self._is_cuda = job.target.backend == "cuda"
         torch.set_grad_enabled(False)
+        # What PyTorch may do is up to the policy, whatever the environment says. No device is in use yet.
+        os.environ.pop("NVIDIA_TF32_OVERRIDE", None)
+        torch.set_float32_matmul_precision("high" if job.workload.policy == "tf32" else "highest")
         if self._is_cuda:
             torch.cuda.set_device(job.target.index)
             if job.memory_limit_bytes is not None:
@@ -48,15 +53,16 @@ class Session:
         self._problem = Problem(job)
         self._subset = Subset(self._problem, job.seed)
         self._clock = timing.clock(job.target)
+        self._bound: tuple[timing.Call, float] | None = None
 
     def start(self) -> Ready:
-        """Time PyTorch's own function, and the copy that bounds every kernel."""
+        """Time PyTorch's own function, and what bounds every kernel."""
         self._problem.fill_for_timing()
         baseline = self._problem.baseline()
         timing.warm_up(self._clock, baseline, _WARM_S[self._problem.device.type])
         baseline_us = timing.measure(self._clock, baseline).time_us
-        copy, scale = self._problem.ceiling()
-        ceiling_us = scale * timing.measure(self._clock, copy).time_us
+        call, scale = self._ceiling()
+        ceiling_us = scale * timing.measure(self._clock, call).time_us
         return Ready(baseline_us, ceiling_us, environment.describe(self._job.target), self._memory_bytes())
 
     def screen(self, candidate: Candidate, incumbent_us: float | None) -> Finding:
@@ -80,12 +86,14 @@ class Session:
         return self._attempt(candidate, lambda run: check_whole(self._problem, run))
 
     def race(self, candidates: Sequence[Candidate], budget_s: float) -> Laps:
-        """Candidates, PyTorch and the ceiling's copy, each once a round."""
+        """Candidates, PyTorch and the ceiling, each once a round."""
         self._problem.fill_for_timing()
-        copy, scale = self._problem.ceiling()
+        bound, scale = self._ceiling()
         kernels = [self._load(candidate) for candidate in candidates]
         try:
-            calls = [*(self._call(self._run(kernel)) for kernel in kernels), self._problem.baseline(), copy]
+            pairs = zip(kernels, candidates, strict=True)
+            runs = [self._run(kernel, candidate.launch) for kernel, candidate in pairs]
+            calls = [*map(self._call, runs), self._problem.baseline(), bound]
             *mine, baseline, ceiling = timing.race(self._clock, calls, budget_s=budget_s, seed=self._job.seed)
             facts = environment.describe(self._job.target)
         finally:
@@ -93,15 +101,48 @@ class Session:
                 kernel.unload()
         return Laps(mine, baseline, [scale * sample_us for sample_us in ceiling], facts)
 
+    def nearby(self, candidate: Candidate, rows: int, budget_s: float) -> Nearby | None:
+        """The candidate on another number of rows; None where that does not fit into the memory left."""
+        if nearby.bytes_of(self._problem, rows) > self._free_bytes() // 2:
+            return None
+        try:
+            kernel = self._load(candidate)
+            try:
+                run, seed = self._run(kernel, candidate.launch), self._job.seed
+                return nearby.measure(self._problem, run, rows, self._clock, budget_s=budget_s, seed=seed)
+            finally:
+                kernel.unload()
+        except LaunchError:
+            return Nearby(rows, 0.0)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _free_bytes(self) -> int:
+        if self._is_cuda:
+            return int(torch.cuda.mem_get_info()[0])
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
     def _load(self, candidate: Candidate) -> Kernel:
         return self._backend.load(Path(candidate.artifact.binary), candidate.launch, self._job.target.index)
 
-    def _run(self, kernel: Kernel) -> Run:
+    def _ceiling(self) -> tuple[timing.Call, float]:
+        """What bounds every kernel, of what may the slowest, and the factor for its time."""
+        if self._bound is None:
+            found = self._problem.ceilings()
+            if len(found) > 1:
+                found.sort(key=lambda each: each[1] * timing.measure(self._clock, each[0]).time_us)
+            self._bound = found[-1]
+        return self._bound
+
+    def _run(self, kernel: Kernel, launch: Launch) -> Run:
         stream = torch.cuda.current_stream().cuda_stream if self._is_cuda else 0
+        problem = self._problem
+        start = Starter(kernel, launch, problem.workload, problem.declared, problem.device)
 
         def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
             pointers = tuple(tensor.pointer for tensor in (*tensors, *outputs))
-            kernel(pointers, outputs[0].values.shape[0], stream)
+            matrices = [tensor.values for tensor in tensors]
+            start(matrices, pointers, outputs[0].values.shape[0], stream)
 
         return run
 
@@ -112,7 +153,7 @@ class Session:
         try:
             kernel = self._load(candidate)
             try:
-                return evaluate(self._run(kernel))
+                return evaluate(self._run(kernel, candidate.launch))
             finally:
                 kernel.unload()
         except LaunchError as error:

@@ -7,7 +7,7 @@ same dtype on the same values, per kind of line, and NaN and infinity must be wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,10 @@ class _EverythingDouble(TorchFunctionMode):
 
 
 def _sensitivity(
-    function: Function, inputs: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]
+    function: Function,
+    inputs: Sequence[torch.Tensor],
+    exact: Sequence[torch.Tensor],
+    wide: Mapping[int, torch.Tensor],
 ) -> list[torch.Tensor]:
     """How far each output's exact elements move, in units of float32's eps, where inputs move by up to eps.
 
@@ -84,7 +87,10 @@ def _sensitivity(
     # norm's 16384 elements of +-w + b, two draws in between left one that no config could get right.
     for whole in (False, False, True):
         shifted = []
-        for tensor in inputs:
+        for place, tensor in enumerate(inputs):
+            if place in wide:
+                shifted.append(wide[place])
+                continue
             step = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device=tensor.device)
             step.mul_(2).sub_(1)
             shifted.append(tensor.double() * (step.sign_() if whole else step).mul_(_EPS32).add_(1))
@@ -96,23 +102,37 @@ def _sensitivity(
 
 
 def references(
-    function: Function, inputs: Sequence[torch.Tensor], *, pointwise: bool, first_kind: int = 0
+    function: Function,
+    inputs: Sequence[torch.Tensor],
+    *,
+    pointwise: bool,
+    first_kind: int = 0,
+    levels: float | None = None,
+    wide: Mapping[int, torch.Tensor] | None = None,
 ) -> list[Reference]:
-    """What is right for each output of `function`.
+    """What is right for each output of `function`, a matrix with a row for each line of the first input.
 
-    `inputs` as the function takes them; the first is a matrix starting with CYCLE[first_kind].
+    `inputs` as the function takes them; the first is a matrix starting with CYCLE[first_kind]. `levels`: how
+    often its sums round at least, by default those of a row of the output. `wide`: inputs, by their place,
+    whose values in float64 are at hand, because to make them again takes long. They are large, so they are
+    not moved either to see how sensitive the result is; the other operand of the same sums is.
     """
+    wide = wide or {}
     own = function(*inputs)
     with _EverythingDouble():
-        exact = function(*(tensor.double() for tensor in inputs))
+        exact = function(
+            *(wide[place] if place in wide else tensor.double() for place, tensor in enumerate(inputs))
+        )
     if pointwise:  # elements do not meet: the surroundings of one are its own inputs
         around = torch.stack(torch.broadcast_tensors(*inputs)).abs_().amax(0).nan_to_num_(nan=0.0)
         noises = [around] * len(exact)
     else:
-        noises = _sensitivity(function, inputs, exact)
+        noises = _sensitivity(function, inputs, exact, wide)
     dtype = inputs[0].dtype
     return [
-        Reference(base.to(dtype), right, noises.pop(0), pointwise=pointwise, first_kind=first_kind)
+        Reference(
+            base.to(dtype), right, noises.pop(0), pointwise=pointwise, first_kind=first_kind, levels=levels
+        )
         for base, right in zip(own, exact, strict=True)
     ]
 
@@ -133,6 +153,7 @@ class Reference:
         *,
         pointwise: bool,
         first_kind: int,
+        levels: float | None = None,
     ) -> None:
         """`base` is PyTorch's own result and `exact` that in float64; `noise` the largest of each element's
         inputs where the op is pointwise, else how far the element moves with them."""
@@ -156,8 +177,12 @@ class Reference:
         errors = self._errors(base)
         # Where PyTorch's own arithmetic overflows its errors say nothing, but the best possible result's do.
         telling = torch.maximum(errors, self._errors(self._exact.to(base.dtype)))
-        levels = 0.0 if pointwise else math.log2(base.shape[1])
-        self._allowed = self._limits(telling, info.eps, levels)
+        if levels is None:
+            levels = 0.0 if pointwise else math.log2(base.shape[1])
+            on_average = levels
+        else:  # each element is a sum by itself, and their luck evens out along the line
+            on_average = levels / math.sqrt(base.shape[1])
+        self._allowed = self._limits(telling, info.eps, (levels, levels, on_average))
         self._kinds_of = torch.arange(base.shape[0], device=base.device).add_(first_kind) % len(CYCLE)
         regime = torch.tensor([REGIMES.index(kind.partition(":")[0]) for kind in CYCLE], device=base.device)
         regime = regime[self._kinds_of]
@@ -169,18 +194,19 @@ class Reference:
         starts = ((place - self._first_kind) % len(CYCLE) for place in range(len(CYCLE)))
         return [slice(start, None, len(CYCLE)) for start in starts if start < count]
 
-    def _limits(self, errors: torch.Tensor, eps: float, levels: float) -> torch.Tensor:
+    def _limits(self, errors: torch.Tensor, eps: float, levels: tuple[float, float, float]) -> torch.Tensor:
         """Allowed errors of each line: from the worst of its kind, since one line's own may be luck.
 
-        `levels`: how often a sum over the line rounds at least, one addition of pairs after the other.
+        `levels`: for each error, how often a sum rounds at least, one addition of pairs after the other.
         """
         limits = errors.clone()
         for lines in self._kinds(errors.shape[1]):
             limits[:, lines] = errors[:, lines].amax(1, keepdim=True)
         # The mean over a long line hardly varies, so twice PyTorch's is much; over 4 elements it is luck.
         factors = (FACTOR, FACTOR, 2.0 + 32.0 / math.sqrt(self._exact.shape[1]))
-        for limit, factor, floor in zip(limits, factors, (2 * eps, 2 * eps, 4 * _EPS32), strict=True):
-            limit.mul_(factor).add_(floor + levels * _EPS32)
+        floors = (2 * eps, 2 * eps, 4 * _EPS32)
+        for limit, factor, floor, level in zip(limits, factors, floors, levels, strict=True):
+            limit.mul_(factor).add_(floor + level * _EPS32)
         return limits
 
     def _errors(self, result: torch.Tensor) -> torch.Tensor:

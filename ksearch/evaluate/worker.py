@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ksearch.errors import KsearchError, WorkerError
 from ksearch.evaluate.confidence import half_interquartile_us
-from ksearch.evaluate.messages import FinalEntry, Finals, Finding, Job, Laps, Ready
+from ksearch.evaluate.messages import FinalEntry, Finals, Finding, Job, Laps, Nearby, Ready
 from ksearch.evaluate.process import Child, ChildDied, ChildError, ChildTimeout
 from ksearch.types import Candidate, Outcome, Status
 
@@ -127,6 +127,18 @@ class Worker:
             self._drop()
             return Finding(Status.CRASHED, str(error), healthy=False)
         return laps
+
+    def nearby(self, candidate: Candidate, rows: int, budget_s: float) -> Nearby | None:
+        """A winner on another number of rows; None where there is no room for them."""
+        limit_s = budget_s + self._timeout_s + 40 * self._baseline_s * rows / self._job.workload.rows
+        try:
+            found: Nearby | None = self._session().call(("nearby", candidate, rows, budget_s), limit_s)
+        except (ChildTimeout, ChildDied):
+            return Nearby(rows, 0.0)
+        except ChildError:  # a CUDA error: the session stands but its device context may not
+            self._drop()
+            return Nearby(rows, 0.0)
+        return found
 
     def _find(self, message: tuple[object, ...], limit_s: float) -> Finding:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ksearch.operators.program import Program
 from ksearch.types import Config, ConfigValue, Launch, Target, Workload
@@ -73,6 +73,24 @@ class Space:
         begun.pop(name, None)
 
 
+def nearest(space: Space, *wishes: Config) -> list[dict[str, ConfigValue]]:
+    """For each wish the valid config that agrees with most of it, earlier values first; no repeats.
+
+    A wish may name some of the parameters only.
+    """
+    configs: list[dict[str, ConfigValue]] = []
+    found: list[dict[str, ConfigValue]] = []
+    for wish in wishes:
+        if wish.keys() == space.values.keys() and space.allows(wish):  # most whole ones are: no walk then
+            best = {**wish}
+        else:
+            configs = configs or list(space)
+            best = max(configs, key=lambda config: sum(config[name] == value for name, value in wish.items()))
+        if best not in found:
+            found.append(best)
+    return found
+
+
 class Family(Protocol):
     """A way to compute a class of ops on one backend: the same four verbs for all."""
 
@@ -100,4 +118,13 @@ class Family(Protocol):
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
         """What the template sees besides the config itself."""
+        ...
+
+
+@runtime_checkable
+class Multiplier(Protocol):
+    """A family of linears that can take products in ways that differ in their accuracy."""
+
+    def way(self, config: Config) -> str:
+        """What decides how accurate this config's products are; empty where it is as PyTorch is."""
         ...

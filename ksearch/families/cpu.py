@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ksearch.families.base import Space
 from ksearch.operators.program import Program
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
 _SIMD_BYTES = {"avx512": 64, "avx2": 32}
 _ELEMENTS = {"float32": "float", "float16": "ks::float16", "bfloat16": "ks::bfloat16"}
@@ -57,7 +56,7 @@ def is_filled(config: Config, cols: int) -> bool:
 
 def launch(config: Config, workload: Workload) -> Launch:
     """Any address of an element will do: loads are unaligned, streamed stores peel to alignment."""
-    return Launch(threads=int(config["threads"]), alignment=workload.itemsize)
+    return Launch(threads=int(config["threads"]), alignment=workload.itemsize, most_rows=ANY_ROWS)
 
 
 def common_variables(program: Program, workload: Workload) -> dict[str, Any]:
@@ -68,14 +67,3 @@ def common_variables(program: Program, workload: Workload) -> dict[str, Any]:
         "spread": [item for item in program.inputs if not item.role.by_row],
         "row_values": [item for item in program.inputs if item.role.by_row],
     }
-
-
-def nearest(space: Space, *wishes: Config) -> list[dict[str, ConfigValue]]:
-    """For each wish the valid config that agrees with most of it, earlier values first; no repeats."""
-    configs = list(space)
-    found: list[dict[str, ConfigValue]] = []
-    for wish in wishes:
-        best = max(configs, key=lambda config: sum(config[name] == value for name, value in wish.items()))
-        if best not in found:
-            found.append(best)
-    return found

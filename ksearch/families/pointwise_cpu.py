@@ -6,10 +6,11 @@ the vector width does.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ksearch.families import cpu
-from ksearch.families.base import Space
+from ksearch.families.base import Space, nearest
 from ksearch.operators.program import Program, Role
 from ksearch.types import Config, ConfigValue, Launch, Target, Workload
 
@@ -51,7 +52,7 @@ class PointwiseCpu:
         )
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
-        return cpu.nearest(
+        return nearest(
             self.space(program, workload, target),
             {"unroll": 4, "block": 16384, "tasks": "static", "prefetch": 2048, **cpu.for_size(workload)},
             {"unroll": 2, "block": 16384, "tasks": "dynamic", "prefetch": 0},
@@ -59,7 +60,7 @@ class PointwiseCpu:
         )
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
-        return cpu.launch(config, workload)
+        return replace(cpu.launch(config, workload), in_place=True)
 
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target

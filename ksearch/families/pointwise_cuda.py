@@ -18,7 +18,7 @@ from ksearch.families.cuda import (
     vectors,
 )
 from ksearch.operators.program import Program
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
 SPARE_REGISTERS = 32
 """Registers beside the vectors in flight (tests/families/test_cuda_compile.py)."""
@@ -75,6 +75,8 @@ class PointwiseCuda:
             block=block,
             persistent=config["grid"] == "persistent",
             alignment=vec * workload.itemsize,
+            most_rows=ANY_ROWS,
+            in_place=config["load"] != "nc",  # which wants memory that nobody writes
         )
 
     def variables(

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from ksearch.families import cpu, kept
-from ksearch.families.base import Space
+from ksearch.families.base import Space, nearest
 from ksearch.operators.program import Kind, Program
 from ksearch.types import Config, ConfigValue, Launch, Target, Workload
 
@@ -30,6 +30,7 @@ class RowwiseCpu:
         two_step = program.schedule()
         has_online = Kind.SUM_EXP in program.online_kinds
         can_keep = kept.find(two_step, Kind.SUM) is not None and cols * 4 <= _KEEP_BYTES
+        is_per_row = all(program.per_row)  # then there is too little to store to go past the caches with
 
         def is_valid(config: Config) -> bool:
             threads, rows_per_task = int(config["threads"]), int(config["rows_per_task"])
@@ -50,7 +51,7 @@ class RowwiseCpu:
                 "rows_per_task": (0, 1, 4, 16),
                 "split": (False, True),
                 "keep": (True, False) if can_keep else (False,),
-                "store": cpu.stores(target),
+                "store": ("temporal",) if is_per_row else cpu.stores(target),
             },
             is_valid=is_valid,
             free={
@@ -61,7 +62,7 @@ class RowwiseCpu:
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
         split = workload.rows < target.units
-        return cpu.nearest(
+        return nearest(
             self.space(program, workload, target),
             {"reduction": "two_step", "unroll": 8, "split": split, "keep": True, **cpu.for_size(workload)},
             {"reduction": "two_step", "unroll": 4, "rows_per_task": 16, "split": split, "reciprocal": False},
@@ -81,4 +82,10 @@ class RowwiseCpu:
             index, text = found.index, found.text
         if config["reciprocal"]:
             text = _ROW_DIVISION.sub(r"* ks::splat<T>(1.0f / \1)", text)
-        return {**cpu.common_variables(program, workload), "schedule": schedule, "text": text, "kept": index}
+        return {
+            **cpu.common_variables(program, workload),
+            "schedule": schedule,
+            "text": text,
+            "kept": index,
+            "per_row": all(program.per_row),
+        }

@@ -23,7 +23,7 @@ from ksearch.families.cuda import (
 )
 from ksearch.families.rowwise_limits import Limits, buffer_bytes, buffers, is_bulk, items, weight_bytes
 from ksearch.operators.program import Kind, Program, Role, Schedule, Stage
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
 CLUSTERS = (1, 2, 4, 6, 8, 12, 16)
 """Any size works; 8 is the largest portable one and 16 must be asked for."""
@@ -43,8 +43,11 @@ class RowwiseCuda:
         has_kept = kept.find(program.schedule(program.online_kinds), Kind.SUM_EXP) is not None
         words = {way: partial_words({"reduction": way}, program) for way in ("online", "two_step")}
 
-        limits = Limits(workload, target, capability, reads, weights, len(program.outputs), words)
+        is_per_row = all(program.per_row)
+        stored = 1 if is_per_row else len(program.outputs)
+        limits = Limits(workload, target, capability, reads, weights, stored, words, window(program))
         has_late = reads > len(cached_inputs(program))
+        is_read_again = not is_per_row or len(program.schedule().stages) > 1
         return Space(
             axes={
                 "threads": tuple(
@@ -65,11 +68,14 @@ class RowwiseCuda:
                 "order": ("static", "ticket") if bulk else ("static",),
                 "weights": weight_places(weights > 0, bulk),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
-                "keep": (False, True) if has_kept or itemsize == 2 else (False,),
+                "keep": (False, True) if has_kept or (itemsize == 2 and is_read_again) else (False,),
                 "math": math_axis(program),
             },
             rules=limits.rules(),
-            free={"load": (*LOADS, "retain"), "store": STORES},
+            free={
+                "load": (*LOADS, "retain") if is_read_again else LOADS,
+                "store": STORES[:1] if is_per_row else STORES,
+            },
             matters=lambda config: has_load_policy(config, itemsize, has_late),
         )
 
@@ -155,6 +161,7 @@ class RowwiseCuda:
             persistent=int(config["prefetch"]) > 0 or int(config["split"]) > 1,
             workspace_bytes=workspace_bytes(config, program),
             alignment=int(config["vec"]) * workload.itemsize,
+            most_rows=ANY_ROWS,
         )
 
     def variables(
@@ -171,6 +178,7 @@ class RowwiseCuda:
             "output_inputs": found.inputs if found else schedule.output_inputs,
             "cached": cached_inputs(program),
             "launder": must_launder(config, program, workload),
+            "per_row": all(program.per_row),
             "workspace_bytes": workspace_bytes(config, program),
         }
 
@@ -208,6 +216,14 @@ def workspace_bytes(config: Config, program: Program) -> int:
     if config["split"] == 1:
         return 0
     return 16 + 16 * partial_words(config, program)
+
+
+def window(program: Program) -> int:
+    """ROW inputs that are read by the pass of an online reduction."""
+    names = {item.name for item in program.inputs if item.role is Role.ROW}
+    stages = program.schedule(program.online_kinds).stages
+    online = (stage for stage in stages if any(r.anchor is not None for r in stage.reductions))
+    return max((len(names & set(stage.inputs)) for stage in online), default=0)
 
 
 def cached_inputs(program: Program) -> list[str]:

@@ -61,8 +61,12 @@ class Limits:
     weights: int
     """ROW inputs."""
     outputs: int
+    """Values that are stored of each element."""
     words: dict[str, int]
     """Of a warp's partial results, by reduction."""
+    window: int = 0
+    """ROW inputs that an online reduction reads, and so holds beside the row: 84 bytes spilled (logsumexp of
+    a sum with a bias, 16 vectors a thread)."""
 
     def rules(self) -> tuple[Rule, ...]:
         shape = ("threads", "rows", "cluster", "split")
@@ -161,9 +165,8 @@ class Limits:
         cap = register_cap(int(config["threads"]) * int(config["rows"]), int(config["min_blocks"]))
         stored = (self.outputs - 1) * int(config["vec"])  # floats that wait for their store
         workload = self.workload
-        needed = registers(
-            config, workload.cols, workload.itemsize, self.reads, self.weights, self.capability
-        )
+        reads = self.reads + (self.window if config["reduction"] == "online" else 0)
+        needed = registers(config, workload.cols, workload.itemsize, reads, self.weights, self.capability)
         return needed + stored <= cap
 
 

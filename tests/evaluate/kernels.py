@@ -148,6 +148,78 @@ CPU_PAIR_WRONG = {
     ),
 }
 
+CPU_LINEAR_PROLOGUE = """
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+constexpr int64_t COLS = {cols}, INNER = 300;
+static inline float exact(float v) {{ return v; }}
+static inline float rounded(float v) {{  // to the digits of TF32 and float16
+  uint32_t b; std::memcpy(&b, &v, 4); b = (b + 0x1000) & 0xffffe000u; std::memcpy(&v, &b, 4); return v;
+}}
+static inline double sigmoid(double y) {{ return 1.0 / (1.0 + std::exp(-y)); }}
+extern "C" void ksearch_kernel(
+    const float* x, const float* weight, const float* bias, float* out, int64_t rows, int32_t threads) {{
+"""
+_LINEAR = """
+  constexpr int64_t WIDTH = VALUES;
+  for (int64_t r = 0; r < rows; r++) {
+    double sum = 0;
+    for (int64_t c = 0; c < COLS; c++) {
+      double acc = 0;
+      const float* w = weight + c * INNER;
+      for (int64_t k = 0; k < INNER; k++) acc += (double)exact(x[r * INNER + k]) * exact(w[k]);
+      const float y = (float)acc + bias[c];
+      AT_THE_END
+    }
+    PER_ROW
+  }
+"""
+CPU_LINEAR = {
+    "linear_sigmoid_scale_residual": _LINEAR.replace("VALUES", "COLS")
+    .replace("AT_THE_END", "out[r * COLS + c] = 2 * sigmoid(y) + y;")
+    .replace("PER_ROW", ""),
+    "linear_sigmoid_sum": _LINEAR.replace("VALUES", "1")
+    .replace("AT_THE_END", "sum += sigmoid(y);")
+    .replace("PER_ROW", "out[r] = sum;"),
+}
+
+# What of a right kernel is replaced by what, and what is to be said of it then.
+CPU_LINEAR_WRONG = {
+    "last feature lost": ("k < INNER", "k < INNER - 1", Status.WRONG, "times the allowed|misplaced"),
+    "last column lost": ("c < COLS", "c < COLS - 1", Status.WRONG, "times the allowed|misplaced|unwritten"),
+    "last row lost": ("r < rows", "r < rows - 1", Status.WRONG, "unwritten"),
+    "bias dropped": ("+ bias[c]", "", Status.WRONG, "times the allowed"),
+    "bias of another column": ("bias[c]", "bias[COLS - 1 - c]", Status.WRONG, "times the allowed"),
+    "another row of the input": ("x[r *", "x[r / 2 * 2 *", Status.WRONG, "times the allowed|misplaced"),
+    "operands of few digits": ("exact(", "rounded(", Status.WRONG, "times the allowed"),
+    "product of few digits": ("(float)acc", "rounded(acc)", Status.WRONG, "times the allowed"),
+    "what is not finite left out": (
+        "double acc = 0;",
+        "double acc = 0; if (!std::isfinite(weight[c * INNER] + weight[c * INNER + INNER - 1])) continue;",
+        Status.WRONG,
+        "misplaced|times the allowed|unwritten",
+    ),
+    "weight changed": (
+        "double sum = 0;",
+        "double sum = 0; const_cast<float*>(weight)[COLS * INNER - 1] *= 1.5f;",
+        Status.OUT_OF_BOUNDS,
+        "input modified",
+    ),
+    "written past the end": (
+        "double sum = 0;",
+        "double sum = 0; out[rows * WIDTH] = 0;",
+        Status.OUT_OF_BOUNDS,
+        "outside",
+    ),
+    "another result each time": (
+        "const float y = (float)acc",
+        "static int calls = 0; const float y = (float)acc * (1 + 1e-7f * (++calls % 7))",
+        Status.NONDETERMINISTIC,
+        "differ",
+    ),
+}
+
 CUDA_PROLOGUE = """
 constexpr long long COLS = {cols};
 __device__ unsigned int calls = 0;

@@ -217,7 +217,7 @@ def test_what_is_wrong_with_one_of_two_outputs_is_found_and_said(op: str, name: 
 
 def test_the_ceiling_moves_every_input_and_output(ops: Path) -> None:
     subject = problem(f"{ops}:sum_and_norm", (40, 100))
-    copy, scale = subject.ceiling()
+    ((copy, scale),) = subject.ceilings()
     moved = copy()
     assert isinstance(moved, torch.Tensor)
     assert 2 * moved.numel() * scale == 4 * 4000 + 100

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,23 @@ def test_pytorch_is_not_charged_for_page_faults() -> None:
     )
     output = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=ROOT)
     assert int(output) < 20_000  # of 40960; one call in five was charged on a busy machine
+
+
+@pytest.mark.parametrize(("policy", "precision"), [("strict", "highest"), ("tf32", "high")])
+def test_the_policy_decides_on_tf32_whatever_the_environment_says(policy: str, precision: str) -> None:
+    script = (
+        "import torch\n"
+        "from ksearch import backends, operators\n"
+        "from ksearch.evaluate.messages import Job\n"
+        "from ksearch.evaluate.session import Session\n"
+        f"workload = operators.get('linear').workload((3, 4, 5), policy={policy!r})\n"
+        "Session(Job('linear', workload, backends.get('cpu').target()))\n"
+        "print(torch.get_float32_matmul_precision())\n"
+    )
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1" if policy == "strict" else "0"}
+    command = [sys.executable, "-c", script]
+    output = subprocess.check_output(command, text=True, cwd=ROOT, env=environment)
+    assert output.strip() == precision
 
 
 def test_a_spare_has_imported_torch_and_opened_nothing() -> None:

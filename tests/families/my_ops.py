@@ -61,3 +61,18 @@ def biased_softmax(x: Tensor, bias: Tensor) -> Tensor:
 @ksearch.op(heat="scalar")
 def tempered_softmax(x: Tensor, heat: Tensor) -> Tensor:
     return torch.softmax(x / (heat.abs() + 1), dim=-1)
+
+
+@ksearch.op(scale="column")
+def linear_gated(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, other: Tensor) -> Tensor:
+    y = torch.nn.functional.linear(x, weight, bias)
+    return torch.sigmoid(y * scale) * other
+
+
+@ksearch.op(scale="column")
+def linear_extremes(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Two values a row, of one pass, after a residual of the full shape."""
+    y = torch.nn.functional.linear(x, weight, bias) * scale + residual
+    return y.logsumexp(dim=-1), y.amax(dim=-1, keepdim=True)

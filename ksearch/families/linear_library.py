@@ -1,0 +1,63 @@
+"""A linear by PyTorch's own product, and one kernel for all that follows it.
+
+The kernel is that of the pointwise or the rowwise family on `Program.epilogue`, whose first input is the
+product; the caller computes that first (`Launch.library`, ksearch/invoke.py). It is the whole of the CPU's
+linear family, and one strategy among others of a GPU's, which takes it as a few `presets`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ksearch.families.base import Family, Space, nearest
+from ksearch.operators.program import Program
+from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+
+
+@dataclass(frozen=True)
+class LinearLibrary:
+    """The families' verbs on what follows a linear. All take the program with the linear."""
+
+    pointwise: Family
+    rowwise: Family
+
+    def family(self, program: Program) -> Family:
+        """Of the kernel that follows the product: its `template` is what is to be rendered."""
+        return self.rowwise if program.epilogue.family == "rowwise" else self.pointwise
+
+    def space(self, program: Program, workload: Workload, target: Target) -> Space:
+        return self.family(program).space(program.epilogue, workload, target)
+
+    def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
+        return self.family(program).guesses(program.epilogue, workload, target)
+
+    def presets(self, program: Program, workload: Workload, target: Target) -> tuple[Config, ...]:
+        """The guesses as points of the space, best first; the same ones in every call.
+
+        The product takes most of the time, so a search of other strategies needs no more of this one than
+        these, as the values of one axis.
+        """
+        return _presets(self, program, workload, target)
+
+    def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
+        found = self.family(program).launch(config, program.epilogue, workload, target)
+        return replace(found, library=True)
+
+    def variables(
+        self, config: Config, program: Program, workload: Workload, target: Target
+    ) -> dict[str, Any]:
+        """What the template sees besides the config; its `program` is what follows the linear."""
+        family = self.family(program)
+        found = family.variables(config, program.epilogue, workload, target)
+        return {**found, "epilogue_template": family.template}
+
+
+@functools.lru_cache(maxsize=64)
+def _presets(
+    library: LinearLibrary, program: Program, workload: Workload, target: Target
+) -> tuple[Config, ...]:
+    """Kept, because launching and rendering ask for it again: to walk through a space takes up to 0.3 s."""
+    wishes = library.guesses(program, workload, target)
+    return tuple(nearest(library.space(program, workload, target), *wishes))

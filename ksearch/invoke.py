@@ -1,0 +1,63 @@
+"""Starting a kernel on tensors: with it the memory that a call needs for itself, and PyTorch's part of it.
+
+The worker and the loader start kernels through here alone, so that what was timed is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ksearch.backends import Kernel
+from ksearch.operators.program import Input, Role
+from ksearch.types import Launch, Workload
+
+
+class Starter:
+    """Starts one kernel on tensors of one workload, with any number of rows.
+
+    Memory that a call needs comes from PyTorch's allocator, which gives it to nobody else before the kernel
+    is done with it: who gets it next waits in the same stream, or belongs to the same graph.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        launch: Launch,
+        workload: Workload,
+        inputs: Sequence[Input],
+        device: torch.device,
+    ) -> None:
+        self._kernel = kernel
+        self._device = device
+        self._scratch_bytes = launch.scratch_bytes
+        self._library = launch.library
+        self.is_plain = not (launch.library or launch.scratch_bytes)
+        """A call is a start of the kernel, and nothing else."""
+        self._inner, self._cols = workload.inner, workload.cols
+        self._dtype: torch.dtype = getattr(torch, workload.dtype)
+        self._count = len(inputs)
+        roles = [item.role for item in inputs]
+        self._others = [place for place, role in enumerate(roles) if not role.is_operand]
+        if launch.library:
+            self._left, self._right = roles.index(Role.LEFT), roles.index(Role.RIGHT)
+
+    def __call__(
+        self, tensors: Sequence[torch.Tensor], pointers: tuple[int, ...], rows: int, stream: int
+    ) -> None:
+        """`tensors`: the inputs in order, contiguous; `pointers`: theirs and the outputs'; `stream`: the
+        current one of the device. Asynchronous on a GPU. Raises LaunchError where the driver refuses.
+        """
+        if self._library:
+            product = torch.empty((rows, self._cols), dtype=self._dtype, device=self._device)
+            left = tensors[self._left]
+            if left.dim() != 2:
+                left = left.view(rows, self._inner)
+            torch.mm(left, tensors[self._right].t(), out=product)  # with `out`, autocast lets the dtype be
+            others = [pointers[place] for place in self._others]
+            pointers = (product.data_ptr(), *others, *pointers[self._count :])
+        if self._scratch_bytes:
+            scratch = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=self._device)
+            pointers = (*pointers, scratch.data_ptr())
+        self._kernel(pointers, rows, stream)
