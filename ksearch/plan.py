@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +14,7 @@ from ksearch.backends import Backend
 from ksearch.errors import BadShape, DeviceBusy, KsearchError, NoSuchDevice
 from ksearch.evaluate.messages import Job
 from ksearch.families import Family, Space
+from ksearch.families.base import Multiplier
 from ksearch.families.cuda import OLDEST_ARCH, compute_capability
 from ksearch.operators import Op
 from ksearch.operators.program import Program
@@ -41,14 +42,30 @@ class Plan:
     backend: Backend
     family: Family
     program: Program
+    way_errors: Mapping[str, float] = field(default_factory=dict)
+    """For each way of taking a linear's products that was admitted, its largest error as a multiple of what
+    is allowed (`admission`)."""
+    barred_ways: Mapping[str, str] = field(default_factory=dict)
+    """Those that were not, and why."""
 
     @property
     def space(self) -> Space:
-        return self.family.space(self.program, self.workload, self.target)
+        space = self.family.space(self.program, self.workload, self.target)
+        if not self.barred_ways:
+            return space
+        return replace(space, is_valid=lambda config: space.is_valid(config) and not self._is_barred(config))
 
     @property
     def guesses(self) -> list[Config]:
-        return [*self.family.guesses(self.program, self.workload, self.target)]
+        known = self.family.guesses(self.program, self.workload, self.target)
+        return [config for config in known if not self._is_barred(config)]
+
+    def way(self, config: Config) -> str:
+        """How a linear's products are taken; empty where all ways are alike."""
+        return self.family.way(config) if isinstance(self.family, Multiplier) else ""
+
+    def _is_barred(self, config: Config) -> bool:
+        return self.way(config) in self.barred_ways
 
     def job(self, seed: int) -> Job:
         return Job(self.op.location, self.workload, self.target, seed)
@@ -74,11 +91,16 @@ class Plan:
 
 
 def make_plan(
-    op: str, shape: tuple[int, ...], dtype: str, device: str | None, options: Mapping[str, Option]
+    op: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    device: str | None,
+    options: Mapping[str, Option],
+    policy: str = "strict",
 ) -> Plan:
-    """Raises UsageError and its kind, TraceError, ToolMissing."""
+    """`shape` is as `Op.workload` takes it. Raises UsageError and its kind, TraceError, ToolMissing."""
     found = operators.resolve(op)
-    workload = found.workload(shape, dtype, **options)
+    workload = found.workload(shape, dtype, policy=policy, **options)
     name, index = backends.parse_device(device)
     backend = backends.get(name)
     target = backend.target(index)

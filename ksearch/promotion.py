@@ -7,6 +7,7 @@ what the loader runs.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,8 +28,12 @@ from ksearch.types import Candidate, Status, Winner
 FINALISTS = 6
 _ENOUGH = 2
 """Right ones among them: the winner and the runner-up. To check all six took 6 s more at 4096x393216."""
+_NEAR_CALLS = 8
+"""Of the kernel and of PyTorch, that measuring another number of rows takes at least."""
 _SUSPICIOUS = 1.05
 """Faster than the ceiling by this factor is an alarm: the copy was disturbed, or the check was fooled."""
+_SUSPICIOUS_LINEAR = 1.5
+"""The same of a linear, whose ceiling is PyTorch's product: no wall, and not as fast in every shape."""
 
 
 def promote(
@@ -42,9 +47,11 @@ def promote(
     seed: int,
     budget_s: float,
     ended: Ended,
+    near_s: float = 0.0,
 ) -> Winner:
     """Race the finalists, check the fastest on the whole workload, and put the winner into the store.
 
+    For `near_s` seconds the winner then runs on other numbers of rows, so that it may be used there.
     Those that fail the full check are recorded with what they failed at; where no finalist is right the next
     best race.
     """
@@ -64,7 +71,10 @@ def promote(
     passed.sort(key=lambda entry: statistics.median(entry.samples_us))
     winner = _decide(plan, passed, finals, seed)
     winner.certificate.update(study=name, trials=study.done, failures=study.failures(), ended=str(ended))
-    artifact = passed[0].candidate.artifact if winner.artifact is not None else None
+    artifact = None
+    if winner.artifact is not None:
+        artifact = passed[0].candidate.artifact
+        winner.certificate["near"] = _near(winner, passed[0].candidate, worker, near_s)
     store.promote(
         winner,
         source=artifacts.read_source(artifact) if artifact else None,
@@ -73,6 +83,21 @@ def promote(
         environment=finals.environment,
     )
     return winner
+
+
+def _near(winner: Winner, candidate: Candidate, worker: Worker, budget_s: float) -> list[list[float]]:
+    """How fast the winner is around its own number of rows, as far as `budget_s` goes: pairs of a number of
+    rows and the speed-up over PyTorch, in order. The nearest come first, and what would take too long not."""
+    own, began = winner.workload.rows, time.monotonic()
+    points = {own: winner.speedup}
+    for rows in (own // 2, 2 * own, own // 4, 4 * own):
+        left_s = budget_s - (time.monotonic() - began)
+        needed_s = _NEAR_CALLS * (winner.time_us + winner.baseline_us) * max(1.0, rows / own) / 1e6
+        if 1 <= rows <= candidate.launch.most_rows and needed_s < left_s:
+            found = worker.nearby(candidate, rows, left_s / 2)
+            if found is not None:
+                points[rows] = found.speedup
+    return [[rows, points[rows]] for rows in sorted(points)]
 
 
 def _finalists(study: Study, ranked: list[Trial]) -> list[Trial]:
@@ -113,7 +138,10 @@ def _decide(plan: Plan, ranked: Sequence[FinalEntry], finals: Finals, seed: int)
         best_us = statistics.median(best.samples_us)
         low, high = bootstrap_ci(finals.baseline_us, best.samples_us, seed)
         certificate |= _evidence(best, (low, high), ranked, seed)
-        if ceiling_us > _SUSPICIOUS * best_us:
+        if way := plan.way(best.candidate.config):
+            certificate |= {"products": way, "product_errors": dict(plan.way_errors)}
+            certificate["barred_products"] = dict(plan.barred_ways)
+        if ceiling_us > (_SUSPICIOUS_LINEAR if plan.workload.inner else _SUSPICIOUS) * best_us:
             certificate["alarm"] = (
                 f"{ceiling_us / best_us:.2f} times the speed of the ceiling: is the machine quiet?"
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ksearch import env, stopping
+from ksearch.admission import admit
 from ksearch.backends import Backend
 from ksearch.budget import Budget, interrupts
 from ksearch.evaluate.messages import Ready
@@ -26,6 +27,8 @@ from ksearch.types import Option, Outcome, Winner
 
 DEFAULT_TRIALS = {"cuda": 200, "cpu": 50}
 _FINAL_S = 5.0
+_NEAR = 0.05
+"""Of the time so far, for the winner on other numbers of rows."""
 _AHEAD = 16
 """Candidates in flight at most. A compiler takes 0.1 to 0.3 s and the worker 12 to 20 ms, so 16 keep it busy;
 with 28 a search of 100 trials knew too little of its own results: it left 0.4 % instead of 0.1 %."""
@@ -68,6 +71,7 @@ def tune(
     shape: tuple[int, ...],
     *,
     dtype: str = "float32",
+    policy: str = "strict",
     device: str | None = None,
     options: Mapping[str, Option] | None = None,
     trials: int | None = None,
@@ -82,17 +86,16 @@ def tune(
 ) -> Report:
     """Search for the fastest kernel of `op` on tensors of `shape`, promote it, and say what was found.
 
-    `op` is a name or `my_ops.py:name`. `trials` counts those of earlier, interrupted runs, which are taken
-    over. With `early_stop` the search ends by itself when more trials are not expected to pay (`stopping`).
-    The first Ctrl-C ends it and promotes the best so far, a second one leaves at once; with `stop` that event
-    ends it instead, and Ctrl-C is the caller's.
+    `op` is a name or `my_ops.py:name`; `shape` and `policy` are as `Op.workload` takes them. `trials` counts
+    those of earlier, interrupted runs, which are taken over. With `early_stop` the search ends by itself when
+    more trials are not expected to pay (`stopping`). The first Ctrl-C ends it and promotes the best so far, a
+    second one leaves at once; with `stop` that event ends it instead, and Ctrl-C is the caller's.
 
     Raises UsageError and its kind for what cannot be done as asked, RenderError for a template that does not
     render, ToolMissing without a compiler, StoreError, DeviceBusy, WorkerError.
     """
     with warm() as spare:  # it imports torch while this process does
-        plan = make_plan(op, shape, dtype, device, options or {})
-        name = plan.study_name()
+        plan = make_plan(op, shape, dtype, device, options or {}, policy)
         if trials is None and budget_s is None:
             trials = DEFAULT_TRIALS[plan.target.backend]
         budget = Budget(trials, budget_s, _FINAL_S)
@@ -101,48 +104,60 @@ def tune(
             interrupts() if stop is None else nullcontext(stop) as interrupted,
             Store.open(path) as store,
             device_lock(plan.target),
-            Worker(plan.job(seed), spare=spare) as worker,
             CompilePool(plan.target.backend, jobs or default_jobs(plan.backend)) as pool,
         ):
-            with budget.phase("space"):
-                study = _start(plan, name, store, sampler, seed, trials)
-            most = ahead(plan.backend, pool.width)
-            _ask(plan, study, pool, budget, most)
-            with budget.phase("start"):
-                ready = worker.start()  # the first sources compile meanwhile
-            builds: deque[Build] = deque()
-            while (ended := _ended(plan, study, ready, budget, interrupted, early_stop)) is None:
-                if not builds:
-                    if not pool.pending:
-                        ended = Ended.EXHAUSTED if study.done >= study.size else Ended.TRIALS
-                        break
-                    with budget.phase("wait for compile"):
-                        builds.extend(pool.completed(wait_for_all=plan.backend.exclusive))
-                build = builds.popleft()
-                trial = study.trial(int(str(build.tag)))
-                outcome = _evaluate(plan, trial, build, worker, study, budget)
-                with budget.phase("record"):
-                    study.tell(trial, outcome)
-                    facts = (trial.number, trial.config, outcome, build.artifact)
-                    store.record(plan.workload, plan.target, name, *facts)
-                _show(progress, study, ready, budget, "search")
-                # On a CPU only once all are timed: compilers would slow them down.
-                if not builds or not plan.backend.exclusive:
-                    _ask(plan, study, pool, budget, most - len(builds))
-            if interrupted.is_set() and not study.best(1):
-                raise KeyboardInterrupt
-            _show(progress, study, ready, budget, "final")
-            with budget.phase("final"):
-                winner = promote(
-                    plan, name, study, worker, pool, store, seed=seed, budget_s=budget.final_s, ended=ended
+            with budget.phase("admit"):
+                plan = admit(plan, pool, seed)
+            name = plan.study_name()
+            with Worker(plan.job(seed), spare=spare) as worker:
+                with budget.phase("space"):
+                    study = _start(plan, name, store, sampler, seed, trials)
+                most = ahead(plan.backend, pool.width)
+                _ask(plan, study, pool, budget, most)
+                with budget.phase("start"):
+                    ready = worker.start()  # the first sources compile meanwhile
+                builds: deque[Build] = deque()
+                while (ended := _ended(plan, study, ready, budget, interrupted, early_stop)) is None:
+                    if not builds:
+                        if not pool.pending:
+                            ended = Ended.EXHAUSTED if study.done >= study.size else Ended.TRIALS
+                            break
+                        with budget.phase("wait for compile"):
+                            builds.extend(pool.completed(wait_for_all=plan.backend.exclusive))
+                    build = builds.popleft()
+                    trial = study.trial(int(str(build.tag)))
+                    outcome = _evaluate(plan, trial, build, worker, study, budget)
+                    with budget.phase("record"):
+                        study.tell(trial, outcome)
+                        facts = (trial.number, trial.config, outcome, build.artifact)
+                        store.record(plan.workload, plan.target, name, *facts)
+                    _show(progress, study, ready, budget, "search")
+                    # On a CPU only once all are timed: compilers would slow them down.
+                    if not builds or not plan.backend.exclusive:
+                        _ask(plan, study, pool, budget, most - len(builds))
+                if interrupted.is_set() and not study.best(1):
+                    raise KeyboardInterrupt
+                _show(progress, study, ready, budget, "final")
+                with budget.phase("final"):
+                    winner = promote(
+                        plan,
+                        name,
+                        study,
+                        worker,
+                        pool,
+                        store,
+                        seed=seed,
+                        budget_s=budget.final_s,
+                        ended=ended,
+                        near_s=_NEAR * budget.elapsed_s,
+                    )
+                with budget.phase("mirror"), clear_errors(path):
+                    study.mirror(store.url, name)
+                failures, messages = study.failures(), study.first_failures()
+                phases_s = dict(budget.phases_s)
+                return Report(
+                    winner, study.done, failures, budget.elapsed_s, str(path), messages, phases_s, ended
                 )
-            with budget.phase("mirror"), clear_errors(path):
-                study.mirror(store.url, name)
-            failures, messages = study.failures(), study.first_failures()
-            phases_s = dict(budget.phases_s)
-            return Report(
-                winner, study.done, failures, budget.elapsed_s, str(path), messages, phases_s, ended
-            )
 
 
 def _start(plan: Plan, name: str, store: Store, sampler: str, seed: int, trials: int | None) -> Study:
@@ -163,7 +178,8 @@ def _ended(
         return Ended.INTERRUPTED
     if budget.is_over(study.done):
         return Ended.BUDGET if budget.is_late else Ended.TRIALS
-    return stopping.early(study.outcomes, plan.target, ready.ceiling_us) if early_stop else None
+    wall_us = 0.0 if plan.workload.inner else ready.ceiling_us  # a linear's is PyTorch's product: no wall
+    return stopping.early(study.outcomes, plan.target, wall_us) if early_stop else None
 
 
 def _ask(plan: Plan, study: Study, pool: CompilePool, budget: Budget, most: int) -> None:

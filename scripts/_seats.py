@@ -6,6 +6,7 @@ disk as soon as it is finished.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -87,8 +88,11 @@ class Run:
         tasks: Sequence[tuple[str, Any]],
         keep: Callable[[Row], None],
         within_s: float | None = None,
+        tell: Callable[[Row], str] = lambda row: f"{row['of copy_']:.3f} of copy_",
     ) -> None:
+        """`tell` puts what was measured into a few words."""
         self._target = target
+        self._tell = tell
         self._waiting = deque(tasks)
         self._total = len(tasks)
         self._done = 0
@@ -143,7 +147,7 @@ class Run:
             with self._lock:
                 self._keep(row)
                 self._done += 1
-                what = row.get("error") or f"{row['of copy_']:.3f} of copy_"
+                what = row.get("error") or self._tell(row)
                 took_s = time.monotonic() - began
                 print(f"{self._done}/{self._total} {name}: {what}; {took_s:.1f} s", flush=True)
         if child is not None:
@@ -205,3 +209,35 @@ class Journal:
                 if file.read(1) != b"\n":
                     file.write(b"\n")
             file.write(json.dumps(row).encode() + b"\n")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a benchmark of many rows is asked for beside its name and commit."""
+    parser.add_argument("--select", default="", metavar="REGEX", help="only the workloads that it finds")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs to share the rows out to")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="append every finished row to this file")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="rows to take over; goes on in that file")
+    parser.add_argument("--within", type=float, metavar="S", help="begin no row after so many seconds")
+
+
+def collect(
+    arguments: argparse.Namespace, measure: Callable[[dict[str, Row], Callable[[Row], None]], None]
+) -> dict[str, Row]:
+    """The rows that were there and those that `measure` adds, each on disk as soon as it is kept.
+
+    `measure` gets the former and what takes a finished row. What cannot be done ends the script.
+    """
+    known = Journal(arguments.resume).read() if arguments.resume else {}
+    file = arguments.rows or arguments.resume
+    journal = Journal(file) if file else None
+
+    def keep(row: Row) -> None:
+        known[row["workload"]] = row
+        if journal is not None:
+            journal.append(row)
+
+    try:
+        measure(known, keep)
+    except KsearchError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    return known

@@ -14,7 +14,6 @@ import importlib.metadata
 import math
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,9 @@ from typing import Any
 import torch
 from _bench import Workload, label, parser, save, table, tune_and_race
 from _rivals import Call, Case, check, compiled, liger
-from _seats import Journal, Row, Run, first_line, make_seats, serve
+from _seats import Row, Run, add_options, collect, first_line, make_seats, serve
 
 from ksearch import backends
-from ksearch.errors import KsearchError
 from ksearch.evaluate.process import Answer
 from ksearch.types import ITEMSIZE, Target
 
@@ -201,24 +199,10 @@ def report(arguments: argparse.Namespace, target: Target, rows: Mapping[str, Row
 
 def main() -> None:
     options = parser(__doc__, "memory-bound-h200", 200)
-    options.add_argument("--select", default="", metavar="REGEX", help="only the workloads that it finds")
-    options.add_argument("--gpus", type=int, default=1, help="GPUs to share the rows out to")
-    options.add_argument("--rows", type=Path, metavar="FILE", help="append every finished row to this file")
-    options.add_argument(
-        "--resume", type=Path, metavar="FILE", help="rows to take over; goes on in that file"
-    )
-    options.add_argument("--within", type=float, metavar="S", help="begin no row after so many seconds")
+    add_options(options)
     arguments = options.parse_args()
-    known = Journal(arguments.resume).read() if arguments.resume else {}
-    file = arguments.rows or arguments.resume
-    journal = Journal(file) if file else None
 
-    def keep(row: Row) -> None:
-        known[row["workload"]] = row
-        if journal is not None:
-            journal.append(row)
-
-    try:
+    def measure(known: Mapping[str, Row], keep: Callable[[Row], None]) -> None:
         measure_all(
             missing(WORKLOADS, arguments.select, known),
             keep,
@@ -226,8 +210,8 @@ def main() -> None:
             trials=arguments.trials,
             within_s=arguments.within,
         )
-    except KsearchError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+
+    known = collect(arguments, measure)
     rows = {label(each): known[label(each)] for each in WORKLOADS if label(each) in known}
     command = f"python scripts/bench_memory_bound.py --trials {arguments.trials} --gpus {arguments.gpus}"
     command += f" --select '{arguments.select}'" if arguments.select else ""

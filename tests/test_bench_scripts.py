@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,56 @@ def test_rows_are_measured_kept_and_resumed(tmp_path: Path, monkeypatch: pytest.
     page = (tmp_path / "page.md").read_text()
     assert "| softmaxx 64x128 float32 | - |" in page
     assert "; measured 2, failed 1." in page
+
+
+def test_linear_rows_are_measured_with_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    bench, rows = script("bench_linear"), {}
+    workloads = [
+        bench.Workload("linear_sigmoid_scale_residual", (32, 48, 40)),
+        bench.Workload("linear_sigmoid_sum", (16, 33, 17), "bfloat16"),
+        bench.Workload("linear_sigmoid_summ", (8, 8, 8)),
+    ]
+    bench.measure_all(
+        workloads, lambda row: rows.update({row["workload"]: row}), device="cpu", trials=3, seconds=0.3
+    )
+    assert list(rows) == [str(each) for each in workloads], "the largest first"
+    assert rows[str(workloads[2])]["error"].startswith("UnknownOp: no op 'linear_sigmoid_summ'")
+    for each in workloads[:2]:
+        row = rows[str(each)]
+        assert row["times eager"] == row["eager us"] / row["ksearch us"]
+        assert row["times torch.compile"] == row["torch.compile us"] / row["ksearch us"]
+        assert row["TFLOP/s"] == 2 * math.prod(each.dims) / row["ksearch us"] / 1e6
+        assert row["errors"].keys() == {"uniform", "normal", "saturating"}
+        for found in row["errors"].values():
+            assert found.keys() == ({"output", "linear"} if row["kernel"] != "PyTorch" else {"output"})
+            for facts in found.values():
+                assert 0 < facts[0] <= facts[1], "the rms is no more than the largest"
+                assert bench.ratios(facts) == (facts[0] / facts[2], facts[1] / facts[3])
+                assert facts[0] < 0.1 * (10 if row["workload"].endswith("bfloat16") else 1e-4)
+    assert bench.missing(workloads, "", rows) == workloads[2:], "what failed is tried again"
+    arguments = argparse.Namespace(name=tmp_path / "page", commit="none")
+    bench.report(arguments, backends.get("cpu").target(), rows, "a command")
+    page = (tmp_path / "page.md").read_text()
+    assert "| linear_sigmoid_sum 16x33x17 bfloat16 | saturating |" in page
+    assert "Errors under `strict` in float32, the op's result" in page or "PyTorch won 2 of 2" in page
+    assert "; measured 2, failed 1." in page
+
+
+def test_the_linear_suite_is_the_named_and_the_study() -> None:
+    bench = script("bench_linear")
+    assert len(set(map(str, bench.WORKLOADS))) == len(bench.WORKLOADS) == 3 * 10
+    study = tomllib.loads((SCRIPTS.parent / "studies" / "linear.toml").read_text())
+    shapes = {(each["op"], shape) for each in study["workload"] for shape in each["shapes"]}
+    assert {(op, "x".join(map(str, dims))) for op, dims in bench.OTHERS} == shapes
+    config = {"strategy": "direct", "scheme": "fp16x3", "promote": 256, "tile_n": 128}
+    assert bench.kernel_name(config) == "fp16x3/256"
+    assert bench.kernel_name({**config, "strategy": "library"}) == "library"
+    assert bench.kernel_name({**config, "scheme": "bfloat16", "promote": 0}) == "bfloat16"
+    assert bench.kernel_name(None) == "PyTorch"
+    assert bench.ratios([0.0, 1.0, 0.0, 0.0]) == (1.0, math.inf)
+    row = {"kernel": "fp16x3/256", "config": " ".join(f"{k}={v}" for k, v in config.items())}
+    assert bench.shorten(row)["config"] == "tile_n=128"
 
 
 def test_a_rival_that_fails_or_is_wrong_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,11 @@ class Compiler:
 class Plan:
     workload: Workload = WORKLOAD
     target: Target = TARGET
+    way_errors: dict[str, float] = field(default_factory=dict)
+    barred_ways: dict[str, str] = field(default_factory=dict)
+
+    def way(self, config: Config) -> str:
+        return "fp16x3/256" if self.way_errors else ""
 
     def render(self, config: Config) -> Source:
         return Source(text=f"// n = {config['n']}", backend="cpu", arch="x86_64")
@@ -128,9 +133,11 @@ def screened(count: int = 10, first: int = 0) -> Study:
     return study
 
 
-def decide(study: Study, worker: Worker, store: Store, pool: Pool | None = None) -> Winner:
+def decide(
+    study: Study, worker: Worker, store: Store, pool: Pool | None = None, plan: Plan | None = None
+) -> Winner:
     winner = promote(
-        Plan(),  # type: ignore[arg-type]
+        plan or Plan(),  # type: ignore[arg-type]
         "a study",
         study,
         worker,  # type: ignore[arg-type]
@@ -176,6 +183,14 @@ def test_the_certificate_holds_the_evidence(store: Store) -> None:
     assert (evidence["study"], evidence["trials"], evidence["failures"]) == ("a study", 10, {})
     assert evidence["ended"] == "no more to gain"
     assert "alarm" not in evidence
+
+
+def test_the_certificate_says_how_products_were_taken(store: Store) -> None:
+    plan = Plan(way_errors={"fp16x3/256": 0.4}, barred_ways={"bf16x3/256": "error is 2.50 times the allowed"})
+    evidence = decide(screened(), Worker(), store, plan=plan).certificate
+    assert (evidence["products"], evidence["product_errors"]) == ("fp16x3/256", {"fp16x3/256": 0.4})
+    assert evidence["barred_products"] == {"bf16x3/256": "error is 2.50 times the allowed"}
+    assert "products" not in decide(screened(), Worker(), store).certificate
 
 
 def test_the_familys_first_guess_is_a_finalist_however_it_was_screened(store: Store) -> None:
@@ -240,3 +255,22 @@ def test_what_compiled_before_and_does_not_now_is_an_error(store: Store) -> None
     with pytest.raises(KsearchError, match="trial 2 compiled before and does not now"):
         decide(screened(), Worker(), store, Pool(broken={2}))
     assert store.find(WORKLOAD, TARGET) is None
+
+
+def test_a_linears_ceiling_is_no_wall(store: Store) -> None:
+    """It is PyTorch's product, which a kernel may beat: 1.43 times its speed is no alarm, and 1.60 is."""
+    plan = Plan(Workload("linear", (64, 256), inner=32))
+    for time_us, is_alarm in ((56.0, False), (50.0, True)):
+        finals = Worker(times_us={3: time_us})
+        winner = promote(
+            plan,  # type: ignore[arg-type]
+            "a study",
+            screened(),
+            finals,  # type: ignore[arg-type]
+            Pool(),  # type: ignore[arg-type]
+            store,
+            seed=1,
+            budget_s=1.0,
+            ended=Ended.NO_GAIN,
+        )
+        assert ("alarm" in winner.certificate) is is_alarm

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 import threading
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ksearch.backends.base import Compiled, LaunchError
+from ksearch.backends.cuda_start import Slot, Step, direct
 from ksearch.errors import CompileError, NoSuchDevice, ToolMissing
-from ksearch.types import Launch, Source, Target
+from ksearch.types import Launch, Source, Target, TensorMap
 
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill (?:stores|loads)")
@@ -32,6 +32,16 @@ _ERROR = re.compile(
 # After these the context is gone: every later call of the process fails too (CUDA driver API, CUresult).
 _STICKY = {700, 702, 704, 714, 715, 716, 717, 718, 719, 720, 721, 999}
 
+_TOO_NEW = "the binary is for a newer NVIDIA driver or another GPU; update the driver, or tune again here"
+_HINTS = {
+    2: "the GPU's memory is full",
+    200: _TOO_NEW, 209: _TOO_NEW, 218: _TOO_NEW, 222: _TOO_NEW, 223: _TOO_NEW, 803: _TOO_NEW,
+}  # fmt: skip
+"""What to do about an error (CUresult)."""
+
+_NO_CONTEXT = 201
+"""CUDA_ERROR_INVALID_CONTEXT."""
+
 _NO_NVRTC = (
     "no CUDA compiler: neither NVRTC nor nvcc was found; "
     "install NVRTC with: pip install 'nvidia-cuda-nvrtc>=13.0,<14' cuda-bindings"
@@ -42,8 +52,8 @@ def check(result: tuple[Any, ...]) -> Any:
     """The value of a driver call; raises LaunchError with the driver's name for its error."""
     code, *values = result
     if int(code) != 0:
-        name = getattr(code, "name", str(code))
-        raise LaunchError(f"{name} ({int(code)})", sticky=int(code) in _STICKY)
+        name, hint = getattr(code, "name", str(code)), _HINTS.get(int(code), "")
+        raise LaunchError(f"{name} ({int(code)}){hint and ': '}{hint}", sticky=int(code) in _STICKY)
     return values[0] if len(values) == 1 else tuple(values)
 
 
@@ -145,7 +155,12 @@ def _nvcc() -> str:
 
 
 def _compile_nvrtc(nvrtc: Any, source: Source) -> tuple[bool, bytes, str]:
-    options = [f"--gpu-architecture={source.arch}", "--std=c++17", "--ptxas-options=-v", *source.options]
+    options = [
+        f"--gpu-architecture={_full_arch(source)}",
+        "--std=c++17",
+        "--ptxas-options=-v",
+        *source.options,
+    ]
     program = check(nvrtc.nvrtcCreateProgram(source.text.encode(), b"source.cu", 0, [], []))
     try:
         (code,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
@@ -165,12 +180,25 @@ def _compile_nvcc(source: Source) -> tuple[bool, bytes, str]:
     with tempfile.TemporaryDirectory(prefix="ksearch-") as scratch:
         text, binary = Path(scratch, "source.cu"), Path(scratch, "kernel.cubin")
         text.write_text(source.text)
-        command = [_nvcc(), "-cubin", f"-arch={source.arch}", "-std=c++17", "-Xptxas", "-v", *source.options]
+        command = [
+            _nvcc(),
+            "-cubin",
+            f"-arch={_full_arch(source)}",
+            "-std=c++17",
+            "-Xptxas",
+            "-v",
+            *source.options,
+        ]
         done = subprocess.run(
             [*command, "-o", str(binary), str(text)], capture_output=True, text=True, check=False
         )
         log = done.stdout + done.stderr
         return done.returncode == 0, binary.read_bytes() if binary.exists() else b"", log
+
+
+def _full_arch(source: Source) -> str:
+    """A cubin runs on no other architecture anyway, so it may use all that its own has (wgmma: sm_90a)."""
+    return f"{source.arch}a" if source.arch == "sm_90" else source.arch
 
 
 def _first_error(source: Source, log: str) -> str:
@@ -184,22 +212,97 @@ def _first_error(source: Source, log: str) -> str:
 
 
 class CudaKernel:
-    """A cubin in the primary context of one device; arguments are pointers and a 64-bit row count."""
+    """A cubin in the primary context of one device: one function, or several that are started in order.
+
+    Arguments are pointers and a 64-bit row count, then the workspace, the scratch and the tensor maps.
+    """
 
     def __init__(self, binary: Path, launch: Launch, index: int) -> None:
         driver = self._driver = _driver()
         self._launch = launch
-        self._local = threading.local()
+        self._direct = direct()
+        self._slots: list[Slot] = []
+        """Those that no thread uses now."""
         self._context = check(driver.cuDevicePrimaryCtxRetain(check(driver.cuDeviceGet(index))))
         check(driver.cuCtxPushCurrent(self._context))
         try:
             self._module = check(driver.cuModuleLoadData(binary.read_bytes()))
-            self._function = check(driver.cuModuleGetFunction(self._module, b"ksearch_kernel"))
-            self._set_limits()
-            self._grid_limit = self._resident_blocks(index) if launch.persistent else None
-            self._workspaces = self._allocate_workspaces() if launch.workspace_bytes else None
+            try:
+                functions = [
+                    _Function(driver, self._module, step, index)
+                    for step in (*launch.before, launch, *launch.after)
+                ]
+                self._steps = [function.step() for function in functions]
+                self._maps = TensorMaps(driver, launch.maps)
+                self._workspaces = self._allocate_workspaces() if launch.workspace_bytes else None
+            except LaunchError:
+                driver.cuModuleUnload(self._module)
+                raise
         finally:
             check(driver.cuCtxPopCurrent())
+
+    def _allocate_workspaces(self) -> Workspaces:
+        blocks = self._steps[len(self._launch.before)].resident
+        if blocks is None:
+            raise LaunchError("only a persistent grid can have a workspace, whose size is that of the grid")
+        return Workspaces(self._driver, blocks * self._launch.workspace_bytes)
+
+    def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
+        launch = self._launch
+        values = (*pointers, rows)
+        if launch.scratch_bytes:
+            values = (*pointers[:-1], rows, pointers[-1])
+        if self._workspaces is not None:
+            values = (*values, self._workspaces.of(stream, self._is_capturing(stream)))
+        try:  # taking and giving back are one step each, whatever other threads do
+            slot = self._slots.pop()
+        except IndexError:
+            slot = Slot(self._steps, len(values), len(launch.maps))
+        if slot.rows != rows or slot.stream != stream:
+            slot.aim(rows, stream)
+        slot.pack(slot.values, 0, *values)
+        if launch.maps:
+            maps = self._maps.of(pointers, rows)
+            slot.params[len(values) :] = maps[0]
+        for arguments in slot.starts:
+            code = self._direct.start(*arguments)
+            if code == _NO_CONTEXT:  # a thread that has not used CUDA yet
+                check(self._driver.cuCtxSetCurrent(self._context))
+                code = self._direct.start(*arguments)
+            if code:
+                check((self._driver.CUresult(code),))
+        self._slots.append(slot)
+
+    def _is_capturing(self, stream: int) -> bool:
+        """Raises LaunchError."""
+        status = ctypes.c_int()
+        code = self._direct.is_capturing(stream, ctypes.byref(status))
+        if code == _NO_CONTEXT:
+            check(self._driver.cuCtxSetCurrent(self._context))
+            code = self._direct.is_capturing(stream, ctypes.byref(status))
+        if code:
+            check((self._driver.CUresult(code),))
+        return status.value != 0
+
+    def unload(self) -> None:
+        if self._workspaces is not None:
+            self._workspaces.free()
+        check(self._driver.cuModuleUnload(self._module))
+
+
+class _Function:
+    """One function of a module, made ready to be started."""
+
+    def __init__(self, driver: Any, module: Any, launch: Launch, index: int) -> None:
+        """Raises LaunchError."""
+        self._driver, self._launch, self._index = driver, launch, index
+        self._function = check(driver.cuModuleGetFunction(module, launch.entry.encode()))
+        self._set_limits()
+
+    def step(self) -> Step:
+        """Raises LaunchError where it does not fit on the device."""
+        resident = self._resident_blocks(self._index) if self._launch.persistent else None
+        return Step(int(self._function), self._launch, resident)
 
     def _set_limits(self) -> None:
         """Shared memory over 48 KB (static and dynamic together) and clusters over 8 must be asked for."""
@@ -248,47 +351,53 @@ class CudaKernel:
             raise LaunchError("no block of this kernel fits on the device")
         return blocks
 
-    def _allocate_workspaces(self) -> Workspaces:
-        if self._grid_limit is None:
-            raise LaunchError("only a persistent grid can have a workspace, whose size is that of the grid")
-        return Workspaces(self._driver, self._grid_limit * self._launch.workspace_bytes)
 
-    def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
-        local = self._local
-        values = (*pointers, rows)
-        if self._workspaces is not None:
-            if not int(check(self._driver.cuCtxGetCurrent())):  # a thread that has not used CUDA yet
-                check(self._driver.cuCtxSetCurrent(self._context))
-            values = (*values, self._workspaces.of(stream))
-        if not hasattr(local, "values"):  # per thread: cuLaunchKernel runs without the GIL
-            count = len(values)
-            local.values = ctypes.create_string_buffer(8 * count)
-            base = ctypes.addressof(local.values)
-            local.params = (ctypes.c_void_p * count)(*(base + 8 * i for i in range(count)))
-            local.address = ctypes.addressof(local.params)
-            local.layout = struct.Struct(f"{len(pointers)}Qq" + "Q" * (count - len(pointers) - 1))
-        local.layout.pack_into(local.values, 0, *values)
-        launch = self._launch
-        grid = launch.grid(rows)
-        if self._grid_limit is not None:
-            grid = min(grid, self._grid_limit)
-        (code,) = self._start(grid, stream, local.address)
-        if int(code) == 201:  # CUDA_ERROR_INVALID_CONTEXT: a thread that has not used CUDA yet
-            check(self._driver.cuCtxSetCurrent(self._context))
-            (code,) = self._start(grid, stream, local.address)
-        check((code,))
+class TensorMaps:
+    """Descriptors of a kernel's tensor maps, made once for the memory that a call is about."""
 
-    def _start(self, grid: int, stream: int, parameters: int) -> Any:
-        launch = self._launch
-        where = (grid, 1, 1, launch.block, 1, 1, launch.smem_bytes, stream, parameters)
-        if launch.split > 1:  # the driver refuses what would wait for blocks that do not fit
-            return self._driver.cuLaunchCooperativeKernel(self._function, *where)
-        return self._driver.cuLaunchKernel(self._function, *where, 0)
+    _MOST = 256
+    """Calls remembered; tensors mostly come back to the addresses that the allocator gave them before."""
 
-    def unload(self) -> None:
-        if self._workspaces is not None:
-            self._workspaces.free()
-        check(self._driver.cuModuleUnload(self._module))
+    def __init__(self, driver: Any, maps: tuple[TensorMap, ...]) -> None:
+        self._driver, self._declared = driver, maps
+        self._known: dict[tuple[int, ...], tuple[list[int], list[Any]]] = {}
+
+    def of(self, pointers: tuple[int, ...], rows: int) -> tuple[list[int], list[Any]]:
+        """Where the descriptors for these pointers lie in host memory, and what is to be held until they
+        were read: another thread may make this forget them. Raises LaunchError."""
+        key = (rows, *(pointers[each.pointer] for each in self._declared))
+        known = self._known.get(key)
+        if known is None:
+            made = [self._encode(each, pointers[each.pointer], rows) for each in self._declared]
+            known = ([int(each.getPtr()) for each in made], made)
+            if len(self._known) >= self._MOST:
+                self._known = {}
+            self._known[key] = known
+        return known
+
+    def _encode(self, declared: TensorMap, pointer: int, rows: int) -> Any:
+        driver = self._driver
+        kinds = driver.CUtensorMapDataType
+        kind = getattr(kinds, f"CU_TENSOR_MAP_DATA_TYPE_{declared.dtype.upper()}")
+        width = 2 if declared.dtype.endswith("16") else 4
+        swizzles = driver.CUtensorMapSwizzle
+        return check(
+            driver.cuTensorMapEncodeTiled(
+                kind,
+                2,
+                pointer + declared.offset_bytes,
+                [driver.cuuint64_t(declared.cols), driver.cuuint64_t(declared.rows or rows)],
+                [driver.cuuint64_t(declared.cols * width)],
+                [driver.cuuint32_t(declared.box_cols), driver.cuuint32_t(declared.box_rows)],
+                [driver.cuuint32_t(1), driver.cuuint32_t(1)],
+                driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzles.CU_TENSOR_MAP_SWIZZLE_128B
+                if declared.swizzled
+                else swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
+                driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        )
 
 
 class Workspaces:
@@ -311,9 +420,9 @@ class Workspaces:
         self._lock = threading.Lock()
         self._add()
 
-    def of(self, stream: int) -> int:
+    def of(self, stream: int, is_capturing: bool) -> int:
         """Address of the piece for a launch on `stream` now. Raises LaunchError where none is left."""
-        owner = (stream, self._capture(stream))
+        owner = (stream, self._capture(stream) if is_capturing else 0)
         piece = self._owners.get(owner)
         return self._take(owner) if piece is None else piece
 

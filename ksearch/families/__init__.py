@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from ksearch.errors import UsageError
 from ksearch.families.base import Family, Space
+from ksearch.families.linear_cpu import LinearCpu
+from ksearch.families.linear_cuda import LinearCuda
 from ksearch.families.own import OwnTemplate
 from ksearch.families.pointwise_cpu import PointwiseCpu
 from ksearch.families.pointwise_cuda import PointwiseCuda
@@ -25,6 +27,8 @@ _FAMILIES: dict[tuple[str, str], Family] = {
     ("pointwise", "cpu"): PointwiseCpu(),
     ("rowwise", "cuda"): RowwiseCuda(),
     ("rowwise", "cpu"): RowwiseCpu(),
+    ("linear", "cpu"): LinearCpu(),
+    ("linear", "cuda"): LinearCuda(),
 }
 
 
@@ -32,7 +36,13 @@ def find(op: Op, backend: str, **options: float | int | bool | str) -> Family:
     """The family that computes this op on this backend. Raises UsageError where there is none."""
     if op.template_op is not None:
         return OwnTemplate(op.template_op, backend)
-    family = op.program(**options).family
+    program = op.program(**options)
+    family, per_row = program.family, program.per_row
+    if any(per_row) and not all(per_row):
+        raise UsageError(
+            f"op {op.name!r} has outputs of one value a row and others of the full shape: "
+            "no kernel gives both; make two ops of it"
+        )
     if (family, backend) not in _FAMILIES:
         raise UsageError(f"op {op.name!r} needs the family {family!r}, which has no template for {backend}")
     return _FAMILIES[family, backend]

@@ -41,20 +41,20 @@ class Driver:
 
 def test_each_stream_has_its_own_and_keeps_it() -> None:
     workspaces = Workspaces(Driver(), size_bytes=100)
-    pieces = [workspaces.of(stream) for stream in (0, 7, 8)]
+    pieces = [workspaces.of(stream, False) for stream in (0, 7, 8)]
     assert len({piece // 256 for piece in pieces}) == 3, "256 bytes each, none shared"
-    assert [workspaces.of(stream) for stream in (0, 7, 8)] == pieces
+    assert [workspaces.of(stream, False) for stream in (0, 7, 8)] == pieces
 
 
 def test_each_captured_graph_has_its_own() -> None:
     """Two graphs that were captured on one stream may be replayed side by side."""
     driver = Driver()
     workspaces = Workspaces(driver, size_bytes=16)
-    pieces = {workspaces.of(5)}
+    pieces = {workspaces.of(5, False)}
     for capture in (1, 2):
         driver.captures[5] = capture
-        piece = workspaces.of(5)
-        assert workspaces.of(5) == piece, "launches of one capture follow one another"
+        piece = workspaces.of(5, True)
+        assert workspaces.of(5, True) == piece, "launches of one capture follow one another"
         pieces.add(piece)
     assert len(pieces) == 3
 
@@ -62,7 +62,7 @@ def test_each_captured_graph_has_its_own() -> None:
 def test_all_of_it_is_cleared_before_it_is_used() -> None:
     driver = Driver()
     workspaces = Workspaces(driver, size_bytes=1000)
-    pieces = [workspaces.of(stream) for stream in range(100)]
+    pieces = [workspaces.of(stream, False) for stream in range(100)]
     assert len(set(pieces)) == 100
     for piece in pieces:
         assert any(start <= piece and piece + 1000 <= start + size for start, size in driver.cleared)
@@ -74,10 +74,10 @@ def test_where_none_is_left_a_capture_is_refused_and_a_stream_is_not() -> None:
     workspaces = Workspaces(driver, size_bytes=16)
     for capture in range(1, 65):
         driver.captures[5] = capture
-        workspaces.of(5)
+        workspaces.of(5, True)
     driver.captures[5] = 65
     with pytest.raises(LaunchError, match="other CUDA graphs hold all workspaces"):
-        workspaces.of(5)
+        workspaces.of(5, True)
     assert len(driver.allocated) == 1
-    workspaces.of(6)
+    workspaces.of(6, False)
     assert len(driver.allocated) == 2

@@ -1,0 +1,147 @@
+"""The CUDA linear family without a GPU: its spaces, and a kernel of every region compiled.
+
+A fused kernel lives by what ptxas makes of it: a product that is waited for at once ("serialized"), or sums
+in local memory, cost more than any tile gains.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ksearch import backends
+from ksearch.errors import CompileError
+from ksearch.families.linear_tiles import SCHEMES
+from ksearch.types import Config
+from tests.families.cuda_cases import TARGETS
+from tests.families.linear_cases import Case
+
+_SPILLS = 160
+"""Bytes that a kernel which splits may spill: they are in the cold branches, and cost 3 % of the time."""
+_WARNING = re.compile(r".*\bC75\d\d\b.*|.*wgmma.*(?:serializ|inject).*")
+NAMED = (
+    ("linear_sigmoid_scale_residual", (1024, 8192, 8192)),
+    ("linear_sigmoid_sum", (128, 32768, 32768)),
+)
+KINDS = (
+    ("float32", "strict"),
+    ("float32", "tf32"),
+    ("float16", "strict"),
+    ("bfloat16", "strict"),
+)
+ODD = (
+    *((200, 500, 516), (3, 33, 17), (8, 4096, 11008), (1, 1, 1), (1, 8192, 1)),
+    *((130, 1026, 260), (77, 4095, 1001)),
+)
+
+
+@functools.cache
+def case(name: str, dims: tuple[int, ...], dtype: str, policy: str, arch: str) -> Case:
+    return Case(name, dims, dtype, policy, TARGETS[arch])
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+@pytest.mark.parametrize(("dtype", "policy"), KINDS)
+@pytest.mark.parametrize(("name", "dims"), [*NAMED, *(("linear_gelu", dims) for dims in ODD)], ids=str)
+def test_guesses_are_points_of_a_space_that_is_walked_quickly(
+    name: str, dims: tuple[int, ...], dtype: str, policy: str, arch: str
+) -> None:
+    began = time.process_time()
+    made = case(name, dims, dtype, policy, arch)
+    assert time.process_time() - began < 5
+    guesses = made.family.guesses(made.program, made.workload, made.target)
+    assert guesses
+    assert all(made.space.allows(guess) for guess in guesses)
+    assert len({str(guess) for guess in guesses}) == len(guesses)
+    assert guesses[-1]["strategy"] == "library", "PyTorch's product and one kernel is always tried"
+    assert len({str(config) for config in made.configs}) == len(made.configs)
+    copied = dims[1] * made.workload.itemsize % 16 == 0
+    if dtype == "float32":
+        assert policy == "tf32" or "simt" in made.schemes, "whatever the shape"
+    if arch == "sm_90":
+        expected = {
+            "strict": {"fp16x3", "bf16x6", "tf32x3"} if dtype == "float32" else {dtype},
+            "tf32": {"tf32"},
+        }
+        assert (expected[policy] <= set(made.schemes)) is copied
+
+
+@pytest.mark.parametrize(("dtype", "policy"), KINDS)
+@pytest.mark.parametrize(("name", "dims"), [*NAMED, *(("linear_gelu", dims) for dims in ODD)], ids=str)
+def test_every_tile_has_a_block_and_its_place_in_the_scratch(
+    name: str, dims: tuple[int, ...], dtype: str, policy: str
+) -> None:
+    made = case(name, dims, dtype, policy, "sm_90")
+    for config in made.sample(random.Random(f"{name} {dims} {dtype}")):
+        if config["strategy"] == "library":
+            continue
+        launch = made.family.launch(config, made.program, made.workload, made.target)
+        facts = made.family.variables(config, made.program, made.workload, made.target)
+        features, rows = -(-dims[2] // facts["tile_m"]), -(-dims[0] // facts["tile_n"])
+        assert launch.grid(dims[0]) >= features * rows
+        assert launch.scratch_bytes % 256 == 0
+        width = len(facts["stage"].reductions) if facts["stage"] else 0
+        assert facts["offset_partials"] + 4 * width * dims[0] * features <= launch.scratch_bytes
+        if facts["terms"]:
+            assert facts["offset_flags"] + 4 * features * rows <= facts["offset_partials"]
+            assert facts["offset_scales"] + 4 * dims[0] <= facts["offset_flags"]
+        assert launch.smem_bytes <= made.target.smem_bytes
+        assert [step.entry for step in launch.before] == (["prepare"] if facts["terms"] else [])
+
+
+def problem(made: Case, config: Config) -> str | None:
+    """What is wrong with one compiled config, in a line."""
+    try:
+        compiled = backends.get("cuda").compile(made.source(config))
+    except CompileError as error:
+        return f"{made}: {error}: {config}"
+    launch = made.family.launch(config, made.program, made.workload, made.target)
+    scheme = SCHEMES.get(str(config["scheme"]))
+    splits = config["strategy"] != "library" and scheme is not None and scheme.terms > 0
+    smem_bytes = compiled.smem_bytes + launch.smem_bytes
+    warnings = _WARNING.findall(compiled.log)
+    found = {
+        f"spills {compiled.spill_bytes} bytes": compiled.spill_bytes > (_SPILLS if splits else 0),
+        f"{compiled.registers} registers for {launch.block} threads": compiled.registers * launch.block
+        > 65536,
+        "no registers reported": compiled.registers == 0,
+        f"{smem_bytes} bytes of shared memory": smem_bytes > made.target.smem_bytes,
+        f"{warnings[:1]}": bool(warnings),
+    }
+    wrong = [text for text, is_so in found.items() if is_so]
+    return f"{made}: {', '.join(wrong)}: {config}" if wrong else None
+
+
+CASES = (
+    *((*each, *kind, "sm_90", 10) for each in NAMED for kind in KINDS),
+    *(("linear_gated", (200, 500, 516), *kind, "sm_90", 6) for kind in KINDS[:2]),
+    *(("linear_extremes", (200, 504, 516), *kind, "sm_90", 6) for kind in (KINDS[0], KINDS[3])),
+    ("linear_gated", (1024, 256, 516), *KINDS[3], "sm_90", 12),  # of loops this short ptxas unrolls all
+    *(("linear", dims, *KINDS[index % 4], "sm_90", 2) for index, dims in enumerate(ODD)),
+    *((*each, *kind, "sm_80", 4) for each in NAMED for kind in KINDS),
+)
+
+
+@pytest.mark.parametrize(("name", "dims", "dtype", "policy", "arch", "most"), CASES, ids=str)
+def test_regions_compile_and_fit(
+    name: str, dims: tuple[int, ...], dtype: str, policy: str, arch: str, most: int
+) -> None:
+    """Of all regions as many as time allows; another seed tries others."""
+    made, rng = case(name, dims, dtype, policy, arch), random.Random(f"{name} {dims} {dtype} {policy} {arch}")
+    configs = made.sample(rng, most)
+    with ThreadPoolExecutor(2) as pool:  # NVRTC lets go of the GIL
+        problems = [found for found in pool.map(lambda config: problem(made, config), configs) if found]
+    assert problems == [], f"{len(problems)} of {len(configs)}"
+
+
+def test_warnings_of_the_compiler_are_seen() -> None:
+    said = (
+        "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to"
+    )
+    assert _WARNING.findall(said)
+    assert not _WARNING.findall("ptxas info    : Used 168 registers, used 4 barriers")
