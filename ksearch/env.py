@@ -18,6 +18,12 @@ def database_path() -> Path:
     return Path(value).expanduser() if value else Path(platformdirs.user_data_dir("ksearch")) / "ksearch.db"
 
 
+def bundle_path() -> Path | None:
+    """KSEARCH_BUNDLE: the bundle that kernels are loaded from, instead of the database."""
+    value = os.environ.get("KSEARCH_BUNDLE")
+    return Path(value).expanduser() if value else None
+
+
 def cache_dir() -> Path:
     """KSEARCH_CACHE_DIR: sources, binaries and logs of candidates; safe to delete."""
     value = os.environ.get("KSEARCH_CACHE_DIR")
@@ -28,6 +34,16 @@ def template_dir() -> Path | None:
     """KSEARCH_TEMPLATES: a folder searched for templates before the ones that ship with ksearch."""
     value = os.environ.get("KSEARCH_TEMPLATES")
     return Path(value).expanduser() if value else None
+
+
+def require() -> bool:
+    """KSEARCH_REQUIRE: where nothing was tuned for a call, an error instead of PyTorch."""
+    return os.environ.get("KSEARCH_REQUIRE", "") not in ("", "0")
+
+
+def disable() -> bool:
+    """KSEARCH_DISABLE: PyTorch runs everywhere, and no database is looked into."""
+    return os.environ.get("KSEARCH_DISABLE", "") not in ("", "0")
 
 
 def require_gpu() -> bool:

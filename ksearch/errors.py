@@ -13,6 +13,8 @@ KsearchError                  base: catch this to show one clear line instead of
 ├── ToolMissing               a compiler or library is not installed; says how to get it
 ├── StoreError                the database cannot be opened, read or written
 │   └── NewerSchema           the database was written by a newer ksearch
+├── BundleError               a bundle is changed, cut short, foreign, newer, or not signed as asked
+├── NoWinner                  nothing was tuned for a call, and KSEARCH_REQUIRE is set
 ├── DeviceBusy                another tuner holds the same device
 └── WorkerError               the isolated worker could not be started or kept alive
 
@@ -80,6 +82,14 @@ class StoreError(KsearchError):
 
 class NewerSchema(StoreError):
     """The database was written by a newer ksearch."""
+
+
+class BundleError(KsearchError):
+    """A bundle is changed, cut short, foreign, of a newer format, or not signed as asked; or not written."""
+
+
+class NoWinner(KsearchError):
+    """Nothing that was tuned answers a call, and KSEARCH_REQUIRE says that it must."""
 
 
 class DeviceBusy(KsearchError):

@@ -52,6 +52,10 @@ def _has_gpu() -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`gpu` tests are skipped without a GPU, unless KSEARCH_REQUIRE_GPU says that there must be one."""
+    if "soak" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="takes two minutes; -m soak runs it"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked or env.require_gpu() or _has_gpu():
         return

@@ -7,14 +7,16 @@ checked on every call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
 
 from ksearch.backends import Kernel, LaunchError
-from ksearch.operators.program import as_tuple
-from ksearch.runtime.outputs import Outputs, as_result
+from ksearch.invoke import Starter
+from ksearch.operators.program import Role, as_tuple
+from ksearch.runtime.outputs import Outputs
+from ksearch.runtime.precision import allows_tf32
 from ksearch.types import Launch, Target, Workload
 
 if TYPE_CHECKING:
@@ -23,66 +25,153 @@ if TYPE_CHECKING:
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Other classes (fake, distributed, quantized tensors) are more than their memory."""
 
+_NO_MEMORY = "a tensor has no memory of its own"
+_NO_ROOM = "the device's memory is full"
+
+_MOST_GUARDS = 4
+"""Ways that tensors that fit may look: with gradients on, in inference mode, a parameter."""
+_MOST_PLACES = 512
+"""Tensors mostly come back to the addresses that the allocator gave them before."""
+
 
 class KernelCall:
     """One kernel with everything that a call is checked against."""
 
     def __init__(self, op: Op, kernel: Kernel, launch: Launch, workload: Workload, target: Target) -> None:
-        self._kernel = kernel
+        """`workload` is what it is called with, by another number of rows perhaps than it was tuned for."""
         self._rows = workload.rows
         options = dict(workload.options)
-        self._shapes = tuple(
-            tuple(map(torch.Size, shapes)) for shapes in op.accepted_shapes(workload.shape, options)
-        )
-        self._count = len(op.program(**options).outputs)
+        accepted = op.accepted_shapes(workload.shape, options, workload.inner)
+        self._shapes = tuple(tuple(map(torch.Size, shapes)) for shapes in accepted)
+        self._count = len(self._shapes)
+        self._out_shapes = tuple((torch.Size(shape),) for shape in op.output_shapes(workload))
+        self._out_count = len(self._out_shapes)
         self._dtype: torch.dtype = getattr(torch, workload.dtype)
         self._index = target.index if target.backend == "cuda" else None
         self._device = torch.device("cpu" if self._index is None else f"cuda:{self._index}")
+        shapes = [first for first, *_ in (*self._shapes, *self._out_shapes)]
+        self._sizes = [shape.numel() * workload.itemsize for shape in shapes]
+        """Bytes of each tensor, the inputs first."""
+        roles = [item.role for item in op.inputs_for(options)]
+        self._replaceable = {j for j, role in enumerate(roles) if launch.in_place and role is Role.FULL}
+        """The inputs that an output may overwrite."""
+        self._layouts = [(tuple(shape), _strides(shape), self._dtype) for (shape,) in self._out_shapes]
+        self._empty = _empty_strided(self._device)
+        starter = Starter(kernel, launch, workload, op.inputs_for(options), self._device)
+        self._starter = None if starter.is_plain else starter
+        self._kernel = kernel
+        self._keeps_float32 = launch.library and workload.policy == "strict" and workload.dtype == "float32"
         self._alignment = launch.alignment
-        self._stream = _raw_stream()
+        self._guards: dict[int, tuple[tuple[Callable[..., bool], bool], ...]] = {}
+        """What tells that tensors are like those of an earlier call, by their number; and whether that holds
+        only while no gradients are taken."""
+        self._good: set[tuple[int, ...]] = set()
+        """Places in memory, of inputs and outputs, that were found good."""
+        self._stream = _private("_cuda_getCurrentRawStream") or _current_stream
+        self._current = _private("_cuda_getDevice") or torch.cuda.current_device
+
+    def quick(self, tensors: tuple[torch.Tensor, ...], out: Outputs | None) -> Outputs | str:
+        """The result where everything is as in an earlier call, else some text.
+
+        It may be asked under modes and transforms, and when something is traced, but by a compiler: what
+        tells that all is as before knows of these.
+        """
+        given = tensors
+        if out is not None:
+            given = (*tensors, out) if isinstance(out, torch.Tensor) else (*tensors, *as_tuple(out))
+        for is_alike, without_grad in self._guards.get(len(given), ()):
+            if is_alike(*given) and not (without_grad and torch.is_grad_enabled()):
+                return self._start(tensors, given, out is not None)
+        return "it looks new"
 
     def __call__(self, tensors: tuple[torch.Tensor, ...], out: Outputs | None) -> Outputs | str:
         """The result, or why the kernel cannot give it."""
-        if len(tensors) != len(self._shapes):
-            return f"it takes {len(self._shapes)} tensor(s)"
+        given = tensors if out is None else (*tensors, *as_tuple(out))
+        if reason := self._unfit(tensors, given[self._count :], out is not None):
+            return reason
+        result = self._start(tensors, given, out is not None)
+        if not isinstance(result, str):
+            self._learn(given)
+        return result
+
+    def _start(
+        self, tensors: tuple[torch.Tensor, ...], given: tuple[torch.Tensor, ...], has_out: bool
+    ) -> Outputs | str:
+        """On tensors that fit (`given`: the inputs and what `out` holds)."""
+        if forward_ad._current_level >= 0:
+            return "forward-mode derivatives are being taken"
+        if self._keeps_float32 and allows_tf32():
+            return "PyTorch may use TF32 now, and the product that the kernel goes on from was tuned without"
+        if self._index is None or self._current() == self._index:
+            return self._run(tensors, given, has_out)
+        with torch.cuda.device(self._index):
+            return self._run(tensors, given, has_out)
+
+    def _run(
+        self, tensors: tuple[torch.Tensor, ...], given: tuple[torch.Tensor, ...], has_out: bool
+    ) -> Outputs | str:
+        """As `_start`, where the device is the current one."""
+        try:
+            if not has_out:
+                given = (*tensors, *[self._empty(*layout) for layout in self._layouts])
+            pointers = tuple([tensor.data_ptr() for tensor in given])
+        except torch.OutOfMemoryError:
+            return _NO_ROOM
+        except RuntimeError:  # inside vmap
+            return _NO_MEMORY
+        if pointers not in self._good:
+            if reason := self._misplaced(pointers):
+                return reason
+            if len(self._good) >= _MOST_PLACES:
+                self._good.clear()
+            self._good.add(pointers)
+        results = given[self._count :]
+        if has_out:
+            torch.autograd.graph.increment_version(results)  # autograd must see that they were written
+        stream = 0 if self._index is None else self._stream(self._index)
+        try:
+            if self._starter is None:
+                self._kernel(pointers, self._rows, stream)
+            else:
+                self._starter(tensors, pointers, self._rows, stream)
+        except LaunchError as error:
+            return f"the kernel did not start: {error}"
+        except torch.OutOfMemoryError:  # for the memory that the kernel needs besides: PyTorch may need less
+            return _NO_ROOM
+        return results[0] if self._out_count == 1 else results
+
+    def _learn(self, given: tuple[torch.Tensor, ...]) -> None:
+        """Let torch's guards, which compiled graphs use, know tensors that fit.
+
+        They compare in one step class, shape, strides, dtype, device, and all that changes what an operation
+        does (modes, transforms, negation): what differs in any of it is looked at again. Not compared is
+        whether gradients are taken now.
+        """
+        if _Guards is None:
+            return
+        guards = _Guards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        known = self._guards.get(len(given), ())
+        newest = (guards.check, any(tensor.requires_grad for tensor in given))
+        self._guards = {**self._guards, len(given): (newest, *known[: _MOST_GUARDS - 1])}
+
+    def _unfit(
+        self, tensors: tuple[torch.Tensor, ...], results: tuple[torch.Tensor, ...], has_out: bool
+    ) -> str:
+        """Why the kernel cannot take these; empty where it can."""
+        if len(tensors) != self._count:
+            return f"it takes {self._count} tensor(s)"
+        count = self._out_count
+        if has_out and len(results) != count:
+            return f"out is not {count} tensor(s)"
         try:
             for tensor, shapes in zip(tensors, self._shapes, strict=True):
                 if reason := self._misfit(tensor, shapes):
                     return f"an input {reason}"
-            if forward_ad._current_level >= 0:
-                return "forward-mode derivatives are being taken"
-            if out is None:
-                results = tuple([torch.empty_like(tensors[0]) for _ in range(self._count)])
-            else:
-                results = as_tuple(out)
-                if reason := self._misfit_of_out(results):
-                    return reason
-            pointers = tuple([tensor.data_ptr() for tensor in (*tensors, *results)])
-        except RuntimeError:  # torch has no memory, shape or strides to tell: inside vmap, sparse, nested
-            return "a tensor has no memory of its own"
-        for pointer in pointers:
-            if pointer % self._alignment:
-                return f"a tensor does not start at a multiple of {self._alignment} bytes"
-            if not pointer:  # inside torch.func.functionalize
-                return "a tensor has no memory of its own"
-        if out is not None:
-            if reason := _overlap(tensors, results, pointers):
-                return reason
-            for result in results:
-                torch.autograd.graph.increment_version(result)  # autograd must see that it was written
-        try:
-            self._launch(pointers)
-        except LaunchError as error:
-            return f"the kernel did not start: {error}"
-        return as_result(results)
-
-    def _misfit_of_out(self, results: tuple[torch.Tensor, ...]) -> str:
-        """Why the kernel cannot write into these; empty where it can."""
-        if len(results) != self._count:
-            return f"out is not {self._count} tensor(s)"
-        for number, result in enumerate(results):
-            if reason := self._misfit(result, self._shapes[0]):
-                return f"out[{number}] {reason}" if self._count > 1 else f"out {reason}"
+            for number, (result, shapes) in enumerate(zip(results, self._out_shapes, strict=False)):
+                if reason := self._misfit(result, shapes):
+                    return f"out[{number}] {reason}" if count > 1 else f"out {reason}"
+        except RuntimeError:  # torch has no shape or strides to tell: sparse, nested
+            return _NO_MEMORY
         return ""
 
     def _misfit(self, tensor: torch.Tensor, shapes: tuple[torch.Size, ...]) -> str:
@@ -103,30 +192,58 @@ class KernelCall:
             return "requires a gradient, which kernels do not give"
         return ""
 
-    def _launch(self, pointers: tuple[int, ...]) -> None:
-        index = self._index
-        if index is None:
-            self._kernel(pointers, self._rows, 0)
-        elif torch.cuda.current_device() == index:
-            self._kernel(pointers, self._rows, self._stream(index))
-        else:
-            with torch.cuda.device(index):
-                self._kernel(pointers, self._rows, self._stream(index))
+    def _misplaced(self, pointers: tuple[int, ...]) -> str:
+        """Why the kernel cannot work on the memory at these; empty where it can."""
+        for pointer in pointers:
+            if not pointer:  # inside torch.func.functionalize
+                return _NO_MEMORY
+            if pointer % self._alignment:
+                return f"a tensor does not start at a multiple of {self._alignment} bytes"
+        sizes, count = self._sizes, self._count
+        for k in range(count, len(pointers)):
+            start, end = pointers[k], pointers[k] + sizes[k]
+            for j in range(k):
+                if j in self._replaceable and pointers[j] == start:
+                    continue
+                if pointers[j] < end and start < pointers[j] + sizes[j]:
+                    return "out overlaps an input" if j < count else "two tensors of out overlap"
+        return ""
 
 
-def _overlap(
-    tensors: tuple[torch.Tensor, ...], results: tuple[torch.Tensor, ...], pointers: tuple[int, ...]
-) -> str:
-    """Whether a result shares memory with an input or another result; empty where none does."""
-    sizes = [tensor.nbytes for tensor in (*tensors, *results)]
-    for k in range(len(tensors), len(pointers)):
-        for j in range(k):
-            if pointers[j] < pointers[k] + sizes[k] and pointers[k] < pointers[j] + sizes[j]:
-                return "out overlaps an input" if j < len(tensors) else "two tensors of out overlap"
-    return ""
+# ---- torch's short cuts, which are private: where one is missing, the public way --------------------------
 
 
-def _raw_stream() -> Callable[[int], int]:
-    """The caller's current stream as the driver's handle, by torch's private short cut where it exists."""
-    private: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return private or (lambda index: torch.cuda.current_stream(index).cuda_stream)
+_Guards: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None)
+
+
+def _private(name: str) -> Callable[..., int] | None:
+    found: Callable[..., int] | None = getattr(torch._C, name, None)
+    return found
+
+
+def _current_stream(index: int) -> int:
+    """The caller's current stream as the driver's handle."""
+    stream: int = torch.cuda.current_stream(index).cuda_stream
+    return stream
+
+
+def _empty_strided(device: torch.device) -> Callable[..., torch.Tensor]:
+    """(shape, strides, dtype) -> a tensor on that device, which is the current one.
+
+    What compiled graphs allocate with takes half the time of torch.empty_like.
+    """
+    guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+    found: Callable[..., torch.Tensor] | None = getattr(guards, f"_empty_strided_{device.type}", None)
+
+    def public(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+    return found or public
+
+
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    """Of a contiguous tensor."""
+    strides = [1]
+    for dim in reversed(shape[1:]):
+        strides.append(strides[-1] * dim)
+    return tuple(reversed(strides))[: len(shape)]

@@ -5,24 +5,30 @@ The cache holds what was found when a shape was first met; `refresh` drops it.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ksearch import operators
-from ksearch.errors import KsearchError, UsageError
-from ksearch.runtime.handle import Handle, call_pytorch
-from ksearch.runtime.loader import load
+from ksearch import backends, env, operators
+from ksearch.errors import KsearchError, NoWinner, UsageError
+from ksearch.operators.program import as_tuple
+from ksearch.runtime import known, library
+from ksearch.runtime.call import KernelCall
+from ksearch.runtime.handle import Handle
+from ksearch.runtime.loader import load_best
 from ksearch.runtime.notice import forget, warn_once
-from ksearch.runtime.outputs import Outputs
+from ksearch.runtime.outputs import Outputs, as_result, write
+from ksearch.runtime.precision import allows_tf32
 from ksearch.runtime.reading import Reader, Reading
-from ksearch.runtime.traced import is_traced
+from ksearch.runtime.traced import is_compiled, is_traced
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
+    from ksearch.runtime.bundle_file import BundleFile
 
 _MOST_ROUTES = 4096
 """Ways of calling that are kept, with their handles: numbers as arguments could make new ones without end."""
@@ -44,14 +50,25 @@ class Route:
 class Dispatcher:
     """One op as a function of tensors: `ksearch.ops.softmax`. Safe to call from several threads."""
 
-    def __init__(self, op: Op) -> None:
+    def __init__(self, op: Op, bundle: BundleFile | None = None) -> None:
+        """No bundle: what `ksearch.load` looks into."""
         self.op = op
+        self._bundle = bundle
         self._reader = Reader(op)
         self._routes: dict[Hashable, Route] = {}
         """By how a call looks."""
         self._handles: dict[Hashable, Handle] = {}
         """By what it means: several ways of writing one call share a kernel."""
-        self._lock = threading.Lock()
+        self._quick: dict[Hashable, KernelCall] = {}
+        """Kernels by the first tensor alone, of calls that are nothing but the op's tensors in order. They
+        look at every tensor themselves, so that one which is not for a call refuses it."""
+        self._has_linear = False
+        """Whether a call with a linear was met: then it counts, too, whether PyTorch may use TF32."""
+        self._kernels: dict[Hashable, bool] = {}
+        """Whether there is one, by how the op's tensors look."""
+        self._lock = threading.RLock()
+        # What a bundle holds is for its own calls: graphs and gradients are made of what is in use.
+        self._library = library.register(op, self) if bundle is None else None
 
     def __call__(self, *args: Any, out: Outputs | None = None, **named: Any) -> Outputs:
         """The op of these tensors, into `out` where it is given; the best that is known for them runs.
@@ -59,21 +76,94 @@ class Dispatcher:
         Arguments are those of the op, or of the PyTorch function that it equals; tensors may be given by
         name, too. Raises UsageError where `out` does not fit, and for what neither of the two takes.
         """
+        if args and not named and type(args[0]) is torch.Tensor and not torch.compiler.is_compiling():
+            result = self._quickly(args, out)
+            if not isinstance(result, str):
+                return result
         if not args and named:
             args, named = self._first(named)
-        if is_traced():  # a compiler sees the op's own function, and fuses it
-            return self._pytorch(self._reader.read(args, named), args, named, out)
+        if is_traced():
+            return self._in_graph(args, named, out)
+        if torch._C._is_any_autocast_enabled() and _is_autocast(args):
+            return self._under_autocast(args, named, out)
         if not args or not isinstance(args[0], torch.Tensor):
             given = f"a {type(args[0]).__name__}" if args else "nothing"
             raise UsageError(f"{self.op.name} takes a tensor first, got {given}")
         key: Hashable = tuple([_look(arg) for arg in args])
         if named:
             key = (key, *((name, _look(named[name])) for name in sorted(named)))
+        if self._has_linear:
+            key = (key, allows_tf32())
         route = self._routes.get(key) or self._find(key, args, named)
         if route.handle is None:
             return self._pytorch(route.reading, args, named, out)
         tensors = args if route.is_plain else route.reading.tensors(args, named)
+        if out is None and route.handle.kernel is not None and _need_gradients(tensors):
+            found = self._differentiable(route.reading, args, named)
+            if found is not None:
+                return found
         return route.handle(*tensors, out=out)
+
+    def _quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | str:
+        """The result where such a call was met before under the same modes, else some text."""
+        first = args[0]
+        try:
+            kernel = self._quick.get((first.shape, first.dtype, first.get_device()))
+        except RuntimeError:  # nested: it has no single shape
+            kernel = None
+        return "it looks new" if kernel is None else kernel.quick(args, out)
+
+    def find(self, *args: Any, **named: Any) -> Handle | str:
+        """What answers such a call, without running it, or why only PyTorch can.
+
+        Raises UsageError for what neither the op nor PyTorch takes.
+        """
+        reading = self._reader.read(args, named)
+        if reading.reason:
+            return reading.reason
+        try:
+            with self._lock:
+                return self._load(args[0], reading)
+        except KsearchError as error:
+            return str(error)
+
+    def has_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool:
+        """Whether a kernel is known for tensors that look like these, which may be fake; of sizes that are
+        not known yet, for any."""
+        tensors = [*tensors, *[None] * (len(self.op.inputs) - len(tensors))]  # PyTorch leaves those out
+        present = [tensor for tensor in tensors if tensor is not None]
+        if not all(type(size) is int for tensor in present for size in tensor.shape):
+            return self._has_any_kernel(present[0])
+        if not all(tensor.is_contiguous() for tensor in present):
+            return False
+        looks = tuple([_look(tensor) for tensor in tensors])
+        key = (looks, tuple([_look(options[name]) for name in sorted(options)]), allows_tf32())
+        if key not in self._kernels:
+            self._kernels[key] = self._finds_kernel(tensors, options)
+        return self._kernels[key]
+
+    def _finds_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool:
+        try:
+            reading = self._reader.understood(self._reader.read((*tensors,), options), tensors)
+            if reading.reason or tensors[0] is None:
+                return False
+            with self._lock:
+                return self._load(tensors[0], reading).kernel is not None
+        except KsearchError:  # there can be none for such tensors
+            return False
+
+    def _has_any_kernel(self, first: torch.Tensor) -> bool:
+        key = (first.dtype, first.device)
+        if key not in self._kernels:
+            try:
+                target = backends.get(first.device.type).target(first.device.index or 0)
+            except KsearchError:  # there are none for such devices
+                self._kernels[key] = False
+            else:
+                name = str(first.dtype).removeprefix("torch.")
+                found = known.kernels(self.op.name, target)
+                self._kernels[key] = any(workload.dtype == name for workload in found)
+        return self._kernels[key]
 
     def __repr__(self) -> str:
         return f"<ksearch.ops.{self.op.name}: {len(self._handles)} shapes met>"
@@ -81,8 +171,16 @@ class Dispatcher:
     def clear(self) -> None:
         """Look everything up again."""
         with self._lock:
-            self._routes.clear()
-            self._handles.clear()
+            self._forget()
+
+    def renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
+    def _forget(self) -> None:
+        self._routes.clear()
+        self._handles.clear()
+        self._quick.clear()
+        self._kernels.clear()
 
     def _first(self, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The first tensor may be given by the op's name for it, or by PyTorch's."""
@@ -95,13 +193,52 @@ class Dispatcher:
         self, reading: Reading, args: tuple[Any, ...], named: dict[str, Any], out: Outputs | None
     ) -> Outputs:
         arguments, keywords = reading.arguments(args, named)
-        return call_pytorch(self.op.name, reading.function, arguments, keywords, out)
+        results = as_tuple(reading.function(*arguments, **keywords))
+        return as_result(results) if out is None else write(self.op.name, results, out)
+
+    def _in_graph(self, args: tuple[Any, ...], named: dict[str, Any], out: Outputs | None) -> Outputs:
+        """What a compiler is to see: where kernels may be used, an op that becomes one, or PyTorch's own."""
+        reading = self._reader.read(args, named)
+        if self._library is not None and out is None and reading.slots is not None and is_compiled():
+            tensors, options = reading.arguments(args, named)
+            if all(tensor is None or isinstance(tensor, torch.Tensor) for tensor in tensors):
+                result: Outputs = self._library.in_graph(*tensors, **options, winners=known.state())
+                return result
+        return self._pytorch(reading, args, named, out)
+
+    def _differentiable(
+        self, reading: Reading, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> Outputs | None:
+        """A kernel's result where there is a kernel for its gradient, too."""
+        tensors, options = reading.arguments(args, named)
+        if self._library is None or not self._library.has_gradient(tensors, options):
+            return None
+        result: Outputs = self._library.overload(*tensors, **options)
+        return result
+
+    def _under_autocast(self, args: tuple[Any, ...], named: dict[str, Any], out: Outputs | None) -> Outputs:
+        """As PyTorch's functions do: on tensors of the dtype that autocast has for them."""
+        reading = self._reader.read(args, named)
+        tensors, options = reading.arguments(args, named)
+        are_tensors = all(tensor is None or isinstance(tensor, torch.Tensor) for tensor in tensors)
+        if reading.slots is not None and self._library is not None and are_tensors:
+            kind = args[0].device.type
+            try:
+                given = self._library.cast(kind, tensors, options)
+            except LookupError:  # only PyTorch does what it does then
+                return self._pytorch(reading, args, named, out)
+            with torch.autocast(kind, enabled=False):
+                return self(*given, out=out, **options)
+        return self._pytorch(reading, args, named, out)
 
     def _find(self, key: Hashable, args: tuple[Any, ...], named: dict[str, Any]) -> Route:
         with self._lock:
             if (known := self._routes.get(key)) is not None:  # another thread was quicker
                 return known
             reading = self._reader.read(args, named)
+            if reading.has_linear and not self._has_linear:  # no route that was kept so far had one
+                self._has_linear = True
+                key = (key, allows_tf32())
             if reading.reason:
                 return self._keep(key, self._without_kernel(reading, reading.reason))
             first: torch.Tensor = args[0]
@@ -111,28 +248,57 @@ class Dispatcher:
                 reason = "loading a kernel would break the CUDA graph being captured; call it once before"
                 return self._without_kernel(reading, reason)
             try:
-                handle = self._load(first, {**reading.options, **reading.roles})
+                handle = self._load(first, reading)
+            except NoWinner:
+                raise
             except KsearchError as error:  # no kernel can be had for such a tensor: PyTorch has the last word
                 return self._keep(key, self._without_kernel(reading, str(error)))
-            return self._keep(key, Route(reading, handle, reading.slots == tuple(range(len(args)))))
+            route = Route(reading, handle, reading.slots == tuple(range(len(args))))
+            if route.is_plain and not named and not reading.has_linear and handle.kernel is not None:
+                self._quick[first.shape, first.dtype, first.get_device()] = handle.kernel
+            return self._keep(key, route)
 
-    def _load(self, first: torch.Tensor, options: dict[str, Any]) -> Handle:
+    def _load(self, first: torch.Tensor, reading: Reading) -> Handle:
         """Raises KsearchError."""
-        meaning = (_look(first), self.op.bind(options))
+        options = {**reading.options, **reading.roles}
+        loose = reading.has_linear and first.dtype is torch.float32 and allows_tf32()
+        meaning = (reading.dims, first.dtype, first.device, loose, self.op.bind(options))
         if meaning not in self._handles:
-            self._handles[meaning] = load(self.op, first.shape, first.dtype, first.device, **options)
+            self._handles[meaning] = load_best(
+                self.op,
+                reading.dims,
+                first.dtype,
+                first.device,
+                self._bundle,
+                policies=("tf32", "strict") if loose else ("strict",),
+                options=options,
+            )
         return self._handles[meaning]
 
     def _keep(self, key: Hashable, route: Route) -> Route:
         if len(self._routes) >= _MOST_ROUTES:
-            self._routes.clear()
-            self._handles.clear()
+            self._forget()
         self._routes[key] = route
         return route
 
     def _without_kernel(self, reading: Reading, reason: str) -> Route:
+        """Raises NoWinner where there must be one."""
+        if env.require():
+            raise NoWinner(f"{self.op.name} would run PyTorch: {reason} (KSEARCH_REQUIRE)")
         warn_once((self.op.name, reason), f"{self.op.name} runs PyTorch: {reason}")
         return Route(reading, None)
+
+
+def _need_gradients(tensors: Sequence[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _is_autocast(args: tuple[Any, ...]) -> bool:
+    """Whether PyTorch casts the tensors of such a call."""
+    first = args[0] if args else None
+    if not isinstance(first, torch.Tensor) or first.device.type not in ("cpu", "cuda"):
+        return False
+    return torch.is_autocast_enabled(first.device.type)
 
 
 def _look(thing: Any) -> Hashable:
@@ -144,6 +310,9 @@ def _look(thing: Any) -> Hashable:
 
 def dispatcher(name: str) -> Dispatcher:
     """The one of that op, which keeps its cache until the op is defined anew. Raises UnknownOp."""
+    found = _dispatchers.get(name)
+    if found is not None and operators.is_registered(found.op):
+        return found
     op = operators.get(name)
     found = _dispatchers.get(op.name)
     if found is None or found.op is not op:
@@ -159,3 +328,12 @@ def refresh() -> None:
     for each in list(_dispatchers.values()):
         each.clear()
     forget()
+
+
+def _after_fork() -> None:
+    """Another thread may have held a lock when the process was forked."""
+    for each in _dispatchers.values():
+        each.renew_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

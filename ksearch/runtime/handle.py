@@ -27,6 +27,10 @@ class Match(enum.StrEnum):
 
     EXACT = "exact"
     """This workload was tuned on this target; what won runs, be it a kernel or PyTorch."""
+    NEAR = "near"
+    """The kernel was tuned for another number of rows, and measured around this one."""
+    SAME_ARCH = "same arch"
+    """The kernel was tuned for this workload on another GPU of the same architecture."""
     FALLBACK = "fallback"
     """Nothing usable was found; PyTorch runs."""
 
@@ -56,7 +60,8 @@ class Handle:
         self.winner = winner
         self._function = op.caller(options)
         self._count = len(op.inputs_for(options))
-        self._call = call
+        self.kernel = call
+        """What runs where it fits the tensors; None: PyTorch."""
 
     def __call__(self, *tensors: torch.Tensor, out: Outputs | None = None) -> Outputs:
         """The op of these tensors, into `out` where it is given: a tuple of tensors, as is the result, where
@@ -66,7 +71,11 @@ class Handle:
         """
         if len(tensors) != self._count:
             tensors = tuple([tensor for tensor in tensors if tensor is not None])
-        call = self._call
+        call = self.kernel
+        if call is not None and not torch.compiler.is_compiling():
+            result = call.quick(tensors, out)
+            if not isinstance(result, str):
+                return result
         if call is not None and not is_traced():
             result = call(tensors, out)
             if not isinstance(result, str):
@@ -79,7 +88,7 @@ class Handle:
         if self.winner is None or self.target is None:
             return f"<ksearch {self.workload or self.op.name}: {self.match}, runs PyTorch: {self.reason}>"
         runs = (
-            "PyTorch, which won" if self._call is None else f"a kernel, {self.winner.speedup:.2f} x PyTorch"
+            "PyTorch, which won" if self.kernel is None else f"a kernel, {self.winner.speedup:.2f} x PyTorch"
         )
         return f"<ksearch {self.workload} on {self.target.device}: {self.match}, runs {runs}>"
 

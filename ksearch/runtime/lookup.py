@@ -1,20 +1,31 @@
 """Finding a winner in the database with nothing but the standard library.
 
 SQLAlchemy would add 150 ms to the start of a program and 0.1 ms to each lookup. The tables are those of
-`ksearch.store.schema`; the file is opened for one lookup and closed again.
+`ksearch.store.schema`. A connection is kept between lookups, which takes four fifths of a lookup's time away;
+it is made anew where the file was replaced or changed, and in a process that was forked.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from contextlib import closing
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from ksearch.database import check_current, explain, open_readonly
 from ksearch.errors import StoreError
+from ksearch.runtime.region import Neighbour
 from ksearch.types import Launch, Target, Winner, Workload
+
+_OLDEST = 1
+"""Version of the first file whose winners and artifacts are as `_WINNER` reads them."""
+_WITH_INNER = 2
+"""That of the first file whose workloads are as `_WORKLOAD` reads them."""
 
 _TIMEOUT_S = 5.0
 """Readers of a WAL file wait only while another process recovers it."""
@@ -27,6 +38,20 @@ SELECT w.config, w.launch, w.artifact_digest, w.time_us, w.baseline_us, w.ceilin
 FROM winners AS w LEFT JOIN artifacts AS a ON a.digest = w.artifact_digest
 WHERE w.workload_key = ? AND w.target_key = ? AND w.superseded IS NULL
 """
+_WORKLOAD = 'k.op, k.shape, k.dtype, k.options, k.program, k.layout, k.policy, k.regime, k."inner"'
+_NEIGHBOURS = f"""
+SELECT w.target_key, w.baseline_us / w.time_us, json_extract(w.launch, '$.most_rows'),
+       json_extract(w.certificate, '$.near'), {_WORKLOAD}
+FROM workloads AS k JOIN winners AS w ON w.workload_key = k.key
+WHERE k.op = ? AND k.cols = ? AND k."inner" = ? AND k.dtype = ?
+  AND w.superseded IS NULL AND w.artifact_digest IS NOT NULL
+"""  # noqa: S608  (no text from outside)
+_STORED = f"""
+SELECT DISTINCT w.target_key, {_WORKLOAD} FROM workloads AS k JOIN winners AS w ON w.workload_key = k.key
+WHERE k.op = ? AND w.superseded IS NULL
+"""  # noqa: S608
+
+_Stamp: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +61,25 @@ class Found:
     """None where PyTorch won."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    connection: sqlite3.Connection
+    stamp: _Stamp
+    version: int
+
+
+_open: dict[Path, _Open] = {}
+_MOST_OPEN = 4
+_lock = threading.Lock()
+
+
 def find(path: Path, workload: Workload, target: Target) -> Found:
     """The winner in force.
 
     Raises LookupError where there is none, StoreError where the file cannot be read or is of another version.
     """
-    if not path.is_file():
-        raise LookupError(f"no database at {path}")
-    try:
-        with closing(open_readonly(path, _TIMEOUT_S)) as connection:
-            (has_version,) = connection.execute(_HAS_VERSION).fetchone()
-            check_current(connection.execute(_VERSION).fetchone()[0] if has_version else 0, path)
-            row = connection.execute(_WINNER, (workload.key, target.key)).fetchone()
-    except sqlite3.Error as error:
-        raise explain(error, path) from error
+    with _opened(path) as database:
+        row = database.connection.execute(_WINNER, (workload.key, target.key)).fetchone()
     if row is None:
         raise LookupError(f"no winner for it in {path}")
     config, launch, artifact, time_us, baseline_us, ceiling_us, certificate, created, binary = row
@@ -58,7 +88,7 @@ def find(path: Path, workload: Workload, target: Target) -> Found:
             workload=workload,
             target=target,
             config=None if config is None else json.loads(config),
-            launch=None if launch is None else Launch(**json.loads(launch)),
+            launch=None if launch is None else Launch.read(json.loads(launch)),
             artifact=artifact,
             time_us=time_us,
             baseline_us=baseline_us,
@@ -71,3 +101,116 @@ def find(path: Path, workload: Workload, target: Target) -> Found:
             f"database {path} is damaged: its winner for {workload} does not read ({error})"
         ) from error
     return Found(winner, binary)
+
+
+def neighbours(path: Path, workload: Workload) -> list[Neighbour]:
+    """Kernels of the same op, dtype and row length, on any target. Raises LookupError where there is no file,
+    StoreError."""
+    with _opened(path) as database:
+        if database.version < _WITH_INNER:
+            return []
+        region = (workload.op, workload.cols, workload.inner, workload.dtype)
+        rows = database.connection.execute(_NEIGHBOURS, region).fetchall()
+    try:
+        return [
+            Neighbour(_workload(*facts), read_target(key), speedup, most_rows or 0, json.loads(near or "[]"))
+            for key, speedup, most_rows, near, *facts in rows
+        ]
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"database {path} is damaged: a winner for {workload.op} does not read ({error})"
+        ) from error
+
+
+def stored(path: Path, op: str) -> list[tuple[Workload, Target]]:
+    """All that there are winners for, of one op. Raises LookupError where there is no file, StoreError."""
+    with _opened(path) as database:
+        rows = database.connection.execute(_STORED, (op,)).fetchall() if database.version > 1 else []
+    return [(_workload(*facts), read_target(key)) for key, *facts in rows]
+
+
+def read_target(key: str) -> Target:
+    """What `Target.key` tells of one."""
+    backend, arch, device = key.split("/", 2)
+    return Target(backend, arch, device)
+
+
+def _workload(op: str, shape: str, dtype: str, options: str, *others: Any) -> Workload:
+    program, layout, policy, regime, inner = others
+    return Workload(
+        op,
+        tuple(int(dim) for dim in shape.split("x") if dim),
+        dtype,
+        tuple((name, value) for name, value in json.loads(options)),
+        program,
+        layout=layout,
+        policy=policy,
+        regime=regime,
+        inner=inner,
+    )
+
+
+# ---- connections -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Open]:
+    """The file, for one thread at a time. What SQLite reports inside comes out as StoreError, and the file is
+    opened anew the next time. Raises LookupError where there is none."""
+    with _lock:
+        try:
+            yield _at(path)
+        except (sqlite3.Error, StoreError) as error:
+            _close(path)
+            if isinstance(error, sqlite3.Error):
+                raise explain(error, path) from error
+            raise
+
+
+def _at(path: Path) -> _Open:
+    """Raises LookupError, StoreError, sqlite3.Error."""
+    try:
+        facts = path.stat()
+    except OSError:
+        facts = None
+    if facts is None or not path.is_file():
+        _close(path)
+        raise LookupError(f"no database at {path}")
+    # Commits go to the log beside it, so the file itself is changed by a checkpoint, now and then.
+    stamp = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    known = _open.get(path)
+    if known is not None and known.stamp == stamp:
+        return known
+    _close(path)
+    if len(_open) >= _MOST_OPEN:
+        _close(next(iter(_open)))
+    connection = open_readonly(path, _TIMEOUT_S)
+    try:
+        (has_version,) = connection.execute(_HAS_VERSION).fetchone()
+        version = connection.execute(_VERSION).fetchone()[0] if has_version else 0
+        check_current(version, path, _OLDEST)
+    except (sqlite3.Error, StoreError):
+        connection.close()
+        raise
+    _open[path] = _Open(connection, stamp, version)
+    return _open[path]
+
+
+def _close(path: Path) -> None:
+    known = _open.pop(path, None)
+    if known is not None:
+        known.connection.close()
+
+
+_left: list[_Open] = []
+
+
+def _after_fork() -> None:
+    """SQLite forbids a child to use, or to close, what its parent opened; the lock may have been held."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _left.extend(_open.values())
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

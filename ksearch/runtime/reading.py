@@ -10,14 +10,17 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from ksearch.errors import UsageError
+from ksearch.errors import KsearchError, UsageError
+from ksearch.operators.program import Node
 from ksearch.operators.roles import derive_role
+from ksearch.operators.shape import Shape
 from ksearch.operators.signature import NONE
+from ksearch.runtime.traced import is_traced
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
@@ -39,6 +42,9 @@ class Reading:
     options: dict[str, Any]
     """What `function` is given by name besides."""
     roles: dict[str, str] = field(default_factory=dict)
+    dims: tuple[int, ...] = ()
+    """The shape of the call's workload, as `Op.workload` takes it."""
+    has_linear: bool = False
     reason: str = ""
     """Why there can be no kernel for such a call; empty where there can."""
 
@@ -134,24 +140,54 @@ class Reader:
     def _reading(
         self, slots: Sequence[Place | None], options: dict[str, Any], args: Args, named: Named
     ) -> Reading:
-        """The roles that the tensors have; a tensor that is None is absent."""
-        op = self._op
-        given = [None if slot is None else _at(slot, args, named) for slot in slots]
-        present = tuple(slot if thing is not None else None for slot, thing in zip(slots, given, strict=True))
+        """A tensor that is None is absent. Where PyTorch is only looked at, nobody asks for the workload."""
+        values = [None if slot is None else _at(slot, args, named) for slot in slots]
+        present = tuple(slot if each is not None else None for slot, each in zip(slots, values, strict=True))
+        reading = Reading(self._op.function, present, options)
+        return reading if is_traced() else self.understood(reading, values)
+
+    def understood(self, reading: Reading, values: Sequence[Any]) -> Reading:
+        """With what the op's tensors, in order and None for an absent one, say of the workload."""
+        shapes: dict[str, Shape | None] = {}
+        for name, each in zip(self._tensors, values, strict=True):
+            if not isinstance(each, torch.Tensor | None):
+                return replace(reading, reason=f"{name} is {_describe(each)}, not a tensor")
+            shapes[name] = None if each is None else _shape(each)
+        return self._with_shapes(reading, shapes)
+
+    def _with_shapes(self, reading: Reading, shapes: Mapping[str, Shape | None]) -> Reading:
+        """With the workload's shape, and the roles that the tensors of `shapes` have beside it."""
+        choices = self._op.choices
+        dims = shape = shapes[self._tensors[0]] or ()
+        linear = self._linear(reading.options, shapes)
+        if linear is not None:
+            left, right = (shapes[str(name)] or () for name in linear.args)
+            if len(left) < 2 or len(right) != 2 or left[-1] != right[-1]:
+                reason = f"{linear.args[1]} of shape {right} is no weight for {left}"
+                return replace(reading, has_linear=True, reason=reason)
+            dims, shape = (*left, right[0]), (*left[:-1], right[0])
         roles: dict[str, str] = {}
         reason = ""
-        for name, thing in zip(self._tensors, given, strict=True):
-            if not isinstance(thing, torch.Tensor | None):
-                reason = reason or f"{name} is {_describe(thing)}, not a tensor"
-            elif name in op.choices:
-                shape = None if thing is None else _shape(thing)
-                role = derive_role(shape, _shape(args[0]), op.choices[name])
-                if role is None:
-                    allowed = ", ".join(op.choices[name])
-                    reason = reason or f"{name} of shape {shape} is none of: {allowed}"
-                else:
-                    roles[name] = role
-        return Reading(op.function, present, options, roles, reason)
+        for name, allowed in choices.items():
+            role = derive_role(shapes[name], shape, allowed)
+            if role is None:
+                reason = reason or f"{name} of shape {shapes[name]} is none of: {', '.join(allowed)}"
+            else:
+                roles[name] = role
+        return replace(reading, roles=roles, dims=dims, has_linear=linear is not None, reason=reason)
+
+    def _linear(self, options: Named, shapes: Mapping[str, Shape | None]) -> Node | None:
+        """The linear that the op starts with where these tensors are there; None where there is none."""
+        if len(self._tensors) < 2:
+            return None
+        first_roles = {
+            name: next((role for role in allowed if (role == NONE) == (shapes[name] is None)), allowed[0])
+            for name, allowed in self._op.choices.items()
+        }
+        try:
+            return self._op.program(**options, **first_roles).linear
+        except KsearchError:  # it cannot be traced: there is no kernel, as the one who asks for it is told
+            return None
 
 
 def torch_function(op: Op) -> Callable[..., Any] | None:

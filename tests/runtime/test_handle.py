@@ -216,8 +216,41 @@ def test_threads_call_one_handle(handle):
 
 
 @pytest.mark.parametrize("through", ["handle", "ops"])
-def test_torch_compile_sees_the_ops_own_function(handle, through):
+def test_torch_compile_sees_the_ops_own_function_or_a_kernel(handle, through):
     called = handle if through == "handle" else ksearch.ops.softmax
     compiled = torch.compile(lambda x: called(x) + 1, backend="eager", fullgraph=True)
     x = torch.randn(SHAPE)
-    torch.testing.assert_close(compiled(x), torch.softmax(x, -1) + 1)
+    wanted = torch.softmax(x, -1) if through == "handle" else torch.full(SHAPE, 42.0)
+    torch.testing.assert_close(compiled(x), wanted + 1)
+
+
+def test_what_was_learned_without_gradients_does_not_hold_with_them(handle):
+    """torch's guards know whether a tensor requires a gradient, and not whether one is taken."""
+    x, plain = torch.randn(SHAPE, requires_grad=True), torch.randn(SHAPE)
+    for mode in (torch.no_grad, torch.inference_mode):
+        for _ in range(3):
+            with mode():
+                assert (handle(x) == 42).all()
+                assert (handle(x, out=torch.empty(SHAPE)) == 42).all()
+            result = handle(x)
+            assert result.requires_grad
+            torch.testing.assert_close(result, torch.softmax(x, -1))
+            assert (handle(plain) == 42).all()
+
+
+def test_a_call_like_an_earlier_one_is_looked_at_in_one_step(handle, backend, monkeypatch):
+    x, out = torch.randn(SHAPE), torch.empty(SHAPE)
+    handle(x), handle(x, out=out)
+    monkeypatch.setattr(handle.kernel, "_unfit", lambda *given: pytest.fail("it was looked at again"))
+    assert (handle(torch.randn(SHAPE)) == 42).all()
+    assert (handle(x, out=out) == 42).all()
+    with torch.no_grad():
+        assert (handle(x) == 42).all()
+    assert len(backend.launched) == 5
+
+
+def test_without_torchs_guards_every_tensor_is_looked_at(handle, monkeypatch):
+    monkeypatch.setattr("ksearch.runtime.call._Guards", None)
+    for _ in range(3):
+        assert (handle(torch.randn(SHAPE)) == 42).all()
+        torch.testing.assert_close(handle(torch.zeros(4, 9)), torch.softmax(torch.zeros(4, 9), -1))
