@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ksearch import operators
+from ksearch import operators, torch_ops
 from ksearch.errors import UnknownOp
 from ksearch.runtime import dispatcher
 
 if TYPE_CHECKING:
     from ksearch.runtime import Dispatcher
+
+torch_ops.install()
 
 
 def __getattr__(name: str) -> Dispatcher:

@@ -10,3 +10,9 @@ def is_traced() -> bool:
     make_fx, a mode of fake tensors. It must see PyTorch's own functions, and may have no values yet."""
     compiling: bool = torch.compiler.is_compiling()
     return compiling or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_compiled() -> bool:
+    """Whether torch.compile looks, whose graphs run here; what torch.export makes may go anywhere."""
+    compiling: bool = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiling

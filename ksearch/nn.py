@@ -1,0 +1,153 @@
+"""Modules that run the best kernel that is known: `ksearch.nn.Softmax` for `torch.nn.Softmax`.
+
+Each is derived from the module of torch.nn of that name: the constructor, the parameters and the state_dict
+are torch's own, and so is the answer where there is no kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ksearch import ops
+
+
+class _Module(nn.Module):
+    """What the modules share; it comes before torch's class among their bases."""
+
+    op: ClassVar[str]
+    """What it runs."""
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How the op is called, by position and by name."""
+        return (input,), {}
+
+    def forward(self, input: Tensor) -> Tensor:
+        inplace = getattr(self, "inplace", False)
+        if inplace and input.requires_grad and torch.is_grad_enabled():
+            result: Tensor = super().forward(input)  # what is overwritten is part of the gradient
+            return result
+        args, named = self.arguments(input)
+        if inplace:
+            named["out"] = input
+        found: Tensor = getattr(ops, self.op)(*args, **named)
+        return found
+
+
+class _OverDim(_Module):
+    dim: int | None
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input, self.dim), {}
+
+
+class Softmax(_OverDim, nn.Softmax):
+    op = "softmax"
+
+
+class LogSoftmax(_OverDim, nn.LogSoftmax):
+    op = "log_softmax"
+
+
+class RMSNorm(_Module, nn.RMSNorm):
+    """Without eps it runs PyTorch, where that depends on the dtype."""
+
+    op = "rmsnorm"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input, self.normalized_shape, self.weight, self.eps), {}
+
+
+class LayerNorm(_Module, nn.LayerNorm):
+    op = "layernorm"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input, self.normalized_shape, self.weight, self.bias, self.eps), {}
+
+
+class Linear(_Module, nn.Linear):
+    op = "linear"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input, self.weight, self.bias), {}
+
+
+class GELU(_Module, nn.GELU):
+    op = "gelu"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input,), {"approximate": self.approximate}
+
+
+class LeakyReLU(_Module, nn.LeakyReLU):
+    op = "leaky_relu"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input,), {"negative_slope": self.negative_slope}
+
+
+class ELU(_Module, nn.ELU):
+    op = "elu"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input,), {"alpha": self.alpha}
+
+
+class Hardtanh(_Module, nn.Hardtanh):
+    op = "hardtanh"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input,), {"min_val": self.min_val, "max_val": self.max_val}
+
+
+class Softplus(_Module, nn.Softplus):
+    op = "softplus"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input,), {"beta": self.beta, "threshold": self.threshold}
+
+
+class Sigmoid(_Module, nn.Sigmoid):
+    op = "sigmoid"
+
+
+class Tanh(_Module, nn.Tanh):
+    op = "tanh"
+
+
+class ReLU(_Module, nn.ReLU):
+    op = "relu"
+
+
+class SELU(_Module, nn.SELU):
+    op = "selu"
+
+
+class SiLU(_Module, nn.SiLU):
+    op = "silu"
+
+
+class Mish(_Module, nn.Mish):
+    op = "mish"
+
+
+class Hardsigmoid(_Module, nn.Hardsigmoid):
+    op = "hardsigmoid"
+
+
+class Hardswish(_Module, nn.Hardswish):
+    op = "hardswish"
+
+
+class Softsign(_Module, nn.Softsign):
+    op = "softsign"
+
+
+MODULES: dict[type[nn.Module], type[_Module]] = {
+    getattr(nn, name): found
+    for name, found in tuple(globals().items())
+    if isinstance(found, type) and issubclass(found, _Module) and not name.startswith("_")
+}
+"""By the module of torch.nn that each stands for."""

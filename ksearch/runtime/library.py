@@ -1,0 +1,329 @@
+"""Ops as PyTorch's dispatcher knows them: `torch.ops.ksearch.softmax`, which graphs can hold.
+
+An op is registered twice. `ksearch::softmax` is the op itself: it looks for a kernel when it runs, so that
+its sizes may be unknown while a graph is made. `ksearch_graph::softmax` is what `ksearch.ops.softmax` is to a
+compiler: it becomes the former where a kernel is known, and else the op's own PyTorch function, which the
+compiler can fuse with what stands around it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ksearch.errors import KsearchError
+from ksearch.operators import registry
+from ksearch.operators.program import as_tuple
+from ksearch.operators.signature import NONE
+from ksearch.runtime import gradients
+from ksearch.runtime.autocast import Casts
+from ksearch.runtime.outputs import Outputs, as_result
+
+if TYPE_CHECKING:
+    from ksearch.operators import Op
+    from ksearch.types import Option
+
+_TYPES = {bool: "bool", int: "int", float: "float", str: "str"}
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+_OWN = "ksearch"
+_GRAPH = "ksearch_graph"
+
+_is_alias_of: Callable[[torch.Tensor, torch.Tensor], bool] = getattr(torch._C, "_is_alias_of")  # noqa: B009
+
+_registered: dict[str, Registered] = {}
+_lock = threading.Lock()
+_at_work = threading.local()
+
+
+def is_registering() -> bool:
+    """Whether this thread is in `register`: PyTorch asks there whether the op is known by that name."""
+    return getattr(_at_work, "registers", False)
+
+
+class Backing(Protocol):
+    """What runs an op."""
+
+    def __call__(self, *args: Any, out: Outputs | None = None, **named: Any) -> Outputs: ...
+
+    def has_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool: ...
+
+
+def register(op: Op, backing: Backing) -> Registered | None:
+    """Make `torch.ops.ksearch.<name>` of an op, or run another definition of that name from now on.
+
+    None where the op cannot be traced, so that nobody knows what it gives.
+    """
+    try:
+        outputs = op.template_op.outputs if op.template_op is not None else len(op.program().outputs)
+    except KsearchError:
+        return None
+    schema = f"{_arguments(op)} -> {_results(outputs)}"
+    with _lock:
+        _at_work.registers = True
+        try:
+            found = _registered.get(op.name)
+            if found is not None and found.schema != schema:
+                found.forget()
+            if found is None or found.schema != schema:
+                found = _registered[op.name] = Registered(op, schema)
+            found.serve(op, backing)
+        finally:
+            _at_work.registers = False
+    return found
+
+
+class Registered:
+    """One op in PyTorch's dispatcher."""
+
+    def __init__(self, op: Op, schema: str) -> None:
+        """It can be called after `serve`."""
+        self.schema = schema
+        name = self._name = op.name
+        self._libraries = [torch.library.Library(space, "FRAGMENT") for space in (_OWN, _GRAPH)]
+        own, graph = self._libraries
+        own.define(f"{name}{schema}", tags=_TAGS)
+        own.impl(name, self._run, "CPU")
+        own.impl(name, self._run, "CUDA")
+        own.impl(name, self._differentiably, "Autograd", with_keyset=True)
+        for kind in ("CPU", "CUDA"):
+            own.impl(name, self._cast_for(kind), f"Autocast{kind}")
+        torch.library.register_fake(f"{_OWN}::{name}", self.function, lib=own)
+        torch.library.register_vmap(f"{_OWN}::{name}", self._mapped, lib=own)
+        graph.define(
+            f"{name}{_arguments(op, 'str winners')}{schema[schema.rindex(' -> ') :]}", tags=_TAGS[:1]
+        )
+        graph.impl(name, self._in_graph, "CompositeImplicitAutograd")
+        self.overload = getattr(getattr(torch.ops, _OWN), name).default
+        self.in_graph = getattr(getattr(torch.ops, _GRAPH), name).default
+
+    def serve(self, op: Op, backing: Backing) -> None:
+        """Calls are of this op from now on."""
+        self._op = op
+        self._backing = backing
+        self._rule = gradients.rule_of(op)
+        self._casts = Casts(self.function)
+
+    def forget(self) -> None:
+        """Take the op back."""
+        for space, library in zip((_OWN, _GRAPH), self._libraries, strict=True):
+            library._destroy()
+            vars(getattr(torch.ops, space)).pop(self._name, None)
+
+    def function(self, *tensors: torch.Tensor | None, **options: Option) -> Outputs:
+        """What PyTorch runs; like every result of an op, none is an input, nor another result."""
+        results = as_tuple(self._op.function(*tensors, **self._keywords(options)))
+        return as_result(_apart(results, tensors))
+
+    def _keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of the function: PyTorch leaves out what is the default, and None stands for one that
+        a schema cannot write."""
+        defaults = self._op.keywords(self._op.options)
+        return {**defaults, **{name: value for name, value in options.items() if value is not None}}
+
+    def _run(self, *tensors: torch.Tensor | None, **options: Option) -> Outputs:
+        results = as_tuple(self._backing(*tensors, **self._keywords(options)))
+        return as_result(_apart(results, tensors))
+
+    def _in_graph(self, *tensors: torch.Tensor | None, winners: str, **options: Option) -> Outputs:
+        """`winners` keeps graphs apart that PyTorch caches on disk: others may be known there."""
+        with _disable_current_modes():
+            pays = bool(winners) and self._pays(tensors, self._keywords(options))
+        return self.overload(*tensors, **options) if pays else self.function(*tensors, **options)
+
+    def _pays(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool:
+        """Whether there is a kernel, and for the gradient, too, where one is needed."""
+        if not self._backing.has_kernel(tensors, options):
+            return False
+        if not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)):
+            return True
+        return self.has_gradient(tensors, options)
+
+    def has_gradient(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool:
+        """Whether a kernel is known for the gradient of these tensors."""
+        rule, first = self._rule, tensors[0]
+        if rule is None or first is None:
+            return False
+        given = rule.tensors(first, tensors, first)
+        return _other(rule.op)[1].has_kernel(given, rule.options(options))
+
+    # ---- gradients --------------------------------------------------------------------------------------
+
+    def _differentiably(self, keyset: Any, *tensors: torch.Tensor | None, **options: Option) -> Any:
+        # A transform, or a forward derivative, goes through what PyTorch knows.
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return self.function(*tensors, **options)
+        if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
+            return _Differentiable.apply(self, keyset, options, *tensors)  # type: ignore[no-untyped-call]
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.below(keyset, tensors, options)
+
+    def below(self, keyset: Any, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> Any:
+        """The op without gradients."""
+        return self.overload.redispatch(keyset & torch._C._after_autograd_keyset, *tensors, **options)
+
+    def gradient(
+        self,
+        grads: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor | None],
+        results: Sequence[torch.Tensor],
+        options: Mapping[str, Any],
+        wanted: Sequence[bool],
+    ) -> list[torch.Tensor | None]:
+        """With respect to those tensors that are `wanted`. PyTorch alone where it is to be differentiated
+        again."""
+        again = torch.is_grad_enabled()
+        found: list[torch.Tensor | None] = [None] * len(tensors)
+        rest = list(wanted)
+        rule = self._rule
+        if rule is not None and rest[0] and not again:
+            given = rule.tensors(grads[0], tensors, results[0])
+            choices = rule.options(self._keywords(options))
+            derivative, backing = _other(rule.op)
+            with _disable_current_modes():
+                pays = not rule.needs_input or backing.has_kernel(given, choices)
+            if pays:
+                given = tuple(None if each is None else each.contiguous() for each in given)
+                # In a graph that is being made, what has no kernel is to be seen, and fused.
+                derived = derivative.in_graph(*given, winners="known", **choices)
+                found[0], rest[0] = derived, False
+        if any(rest):
+
+            def function(*inputs: Any) -> Any:
+                return self.function(*inputs, **options)
+
+            others = gradients.differentiate(function, tensors, grads, rest, again=again)
+            found = [mine if mine is not None else other for mine, other in zip(found, others, strict=True)]
+        return found
+
+    # ---- autocast and vmap ------------------------------------------------------------------------------
+
+    def cast(
+        self, kind: str, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]
+    ) -> list[torch.Tensor | None]:
+        """The tensors as autocast on that kind of device casts them. Raises LookupError; see Casts."""
+        dtype = self._casts.dtype(kind, tensors, options)
+        return [each if each is None or dtype is None else each.to(dtype) for each in tensors]
+
+    def _cast_for(self, device: str) -> Callable[..., Any]:
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+        def call(*tensors: torch.Tensor | None, **options: Option) -> Any:
+            try:
+                given = self.cast(device.lower(), tensors, self._keywords(options))
+            except LookupError:
+                return self.function(*tensors, **options)
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return self.overload(*given, **options)
+
+        return call
+
+    def _mapped(self, info: Any, in_dims: Sequence[int | None], *tensors: Any, **options: Option) -> Any:
+        """One call with the mapped dim as the first, where that means the same; else a call for each."""
+        moved = self._moved(in_dims, tensors)
+        if moved is not None:
+            results = as_tuple(self.overload(*moved, **options))
+        else:  # PyTorch's own rules for what the function is made of cannot be asked from inside a rule
+            calls = []
+            for number in range(info.batch_size):
+                given = [
+                    each if dim is None else each.select(dim, number)
+                    for each, dim in zip(tensors, in_dims, strict=True)
+                ]
+                calls.append(as_tuple(self.overload(*given, **options)))
+            results = tuple(torch.stack(each) for each in zip(*calls, strict=True))
+        return as_result(results), 0 if len(results) == 1 else (0,) * len(results)
+
+    def _moved(self, in_dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any] | None:
+        if in_dims[0] is None:
+            return None
+        count = tensors[0].shape[in_dims[0]]
+        rank = tensors[0].dim() - 1
+        moved: list[Any] = []
+        for tensor, dim, item in zip(tensors, in_dims, self._op.inputs, strict=False):
+            if tensor is None:
+                moved.append(None)
+            elif dim is not None and tensor.dim() - 1 == rank:
+                moved.append(tensor.movedim(dim, 0))
+            elif dim is None and (tensor.dim() <= 1 or item.role.is_operand):
+                moved.append(tensor)
+            elif dim is None and tensor.dim() == rank:
+                moved.append(tensor.expand(count, *tensor.shape))
+            else:
+                return None
+        return moved if rank else None
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, registered: Registered, keyset: Any, options: Any, *tensors: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            results = registered.below(keyset, tensors, options)
+        ctx.registered, ctx.options, ctx.count = registered, options, len(tensors)
+        ctx.save_for_backward(*tensors, *as_tuple(results))
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        saved, count = ctx.saved_tensors, ctx.count
+        wanted = ctx.needs_input_grad[3:]
+        found = ctx.registered.gradient(grads, saved[:count], saved[count:], ctx.options, wanted)
+        return (None, None, None, *found)
+
+
+def _other(name: str) -> tuple[Registered, Backing]:
+    """An op that another one's gradient needs."""
+    from ksearch.runtime.dispatch import dispatcher  # that module registers ops here
+
+    backing = dispatcher(name)
+    return _registered[name], backing
+
+
+def _apart(
+    results: tuple[torch.Tensor, ...], tensors: Sequence[torch.Tensor | None]
+) -> tuple[torch.Tensor, ...]:
+    """The results, each in memory of its own."""
+    taken = [each for each in tensors if each is not None]
+    kept = []
+    for result in results:
+        shared = any(result is other or _is_alias_of(result, other) for other in taken)
+        kept.append(result.clone() if shared else result)
+        taken.append(kept[-1])
+    return tuple(kept)
+
+
+def _renew(name: str) -> None:
+    """An op that was defined again is another one, for graphs, too."""
+    if name in _registered:
+        _other(name)
+
+
+registry.observers.append(_renew)
+
+
+def _results(count: int) -> str:
+    return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
+
+
+def _arguments(op: Op, *more: str) -> str:
+    """Of the schema: tensors by position, options by name."""
+    tensors = [
+        f"Tensor? {item.name}=None" if NONE in op.choices.get(item.name, ()) else f"Tensor {item.name}"
+        for item in op.inputs
+    ]
+    named = [_option(name, default) for name, default in op.keywords(op.options).items()]
+    named += more
+    return f"({', '.join([*tensors, '*', *named] if named else tensors)})"
+
+
+def _option(name: str, default: Option) -> str:
+    kind = _TYPES[type(default)]
+    if isinstance(default, float) and not math.isfinite(default):
+        return f"{kind}? {name}=None"
+    return f"{kind} {name}={json.dumps(default) if isinstance(default, str) else default}"
