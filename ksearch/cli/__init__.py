@@ -18,6 +18,7 @@ import click
 import ksearch
 from ksearch.cli.browse import list_, ops, show, trials
 from ksearch.cli.doctor import doctor
+from ksearch.cli.export import export, import_, merge
 from ksearch.cli.printing import print_json
 from ksearch.cli.study import INTERRUPTED
 from ksearch.cli.tune import tune
@@ -32,7 +33,7 @@ def commands() -> None:
     """Search for the fastest kernel of a PyTorch function, and keep it."""
 
 
-for _command in (tune, list_, show, trials, ops, doctor):
+for _command in (tune, list_, show, trials, ops, export, import_, merge, doctor):
     commands.add_command(_command)
 
 

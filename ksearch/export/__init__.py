@@ -1,0 +1,1 @@
+"""Taking winners elsewhere: bundles of binaries, and source files that need no ksearch."""
