@@ -76,7 +76,7 @@ def _driver() -> Any:
 
 
 class CudaBackend:
-    """Compiles with NVRTC in process, nvcc as a fallback; starts with cuLaunchKernel."""
+    """Compiles with NVRTC in process, nvcc as a fallback; starts with cuLaunchKernelEx."""
 
     name = "cuda"
     extension = "cubin"
@@ -214,7 +214,7 @@ def _first_error(source: Source, log: str) -> str:
 class CudaKernel:
     """A cubin in the primary context of one device: one function, or several that are started in order.
 
-    Arguments are pointers and a 64-bit row count, then the workspace, the scratch and the tensor maps.
+    Arguments are pointers and a 64-bit row count, then the scratch, the workspace and the tensor maps.
     """
 
     def __init__(self, binary: Path, launch: Launch, index: int) -> None:

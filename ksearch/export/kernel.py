@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import ksearch
 from ksearch.errors import UsageError
+from ksearch.export.reference import reference_name
 from ksearch.operators.program import Input, Role
 from ksearch.types import Launch, Winner, Workload
 
@@ -54,19 +55,19 @@ class ExportedKernel:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The tensors of a call, in order, as the files call them."""
-        return tuple(_renamed(item.name) for item in self._items)
+        return tuple(self._names.values())
 
     @property
     def operands(self) -> tuple[str, ...]:
         """What the kernel reads: the inputs; PyTorch's product and the others, where it goes on from that."""
         if not self.launch.library:
             return self.inputs
-        return ("product", *(_renamed(item.name) for item in self._items if not item.role.is_operand))
+        return ("product", *(self._names[item.name] for item in self._items if not item.role.is_operand))
 
     @property
     def factors(self) -> tuple[str, str]:
         """The two tensors that PyTorch multiplies, where the kernel goes on from its product."""
-        names = {item.role: _renamed(item.name) for item in self._items}
+        names = {item.role: self._names[item.name] for item in self._items}
         return names[Role.LEFT], names[Role.RIGHT]
 
     @property
@@ -74,6 +75,18 @@ class ExportedKernel:
         """The fewest and the most that its launcher takes."""
         known = self.launch.most_rows > 0
         return (1, self.launch.most_rows) if known else (self.workload.rows, self.workload.rows)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """Each tensor's own name and that in the files, which use some names themselves."""
+        own, taken = {item.name for item in self._items}, _TAKEN | {reference_name(self.op)}
+        names = {}
+        for item in self._items:
+            name = item.name
+            while name in taken or (name != item.name and name in own):
+                name += "_"
+            names[item.name] = name
+        return names
 
     @property
     def _items(self) -> tuple[Input, ...]:
@@ -125,7 +138,3 @@ class ExportedKernel:
 def commented(lines: Iterable[str]) -> str:
     """As the head of a C++ file."""
     return "".join(f"// {line}".rstrip() + "\n" for line in lines)
-
-
-def _renamed(name: str) -> str:
-    return f"{name}_" if name in _TAKEN else name

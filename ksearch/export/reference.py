@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import inspect
 import math
@@ -53,19 +54,20 @@ class _Writer:
 
     def function(self, function: Callable[..., Any], name: str) -> None:
         function = inspect.unwrap(function)  # decorators are left out
-        self._needs(function)
+        if function.__name__ == "<lambda>":
+            raise self._refuse(f"{name} is a lambda (write def {name})")
         text = self._source(function)
-        lines = text.splitlines()
-        start = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)).lineno
-        self.definitions.append("\n".join(lines[start - 1 :]) + "\n")
+        node = next(each for each in ast.parse(text).body if isinstance(each, ast.FunctionDef))
+        self._needs(function, node)
+        self.definitions.append("\n".join(text.splitlines()[node.lineno - 1 :]) + "\n")
         if name != function.__name__:
             self.definitions.append(f"{name} = {function.__name__}\n")
 
     def method(self, method: Callable[..., Any]) -> None:
         """Without `self`, which it must not need."""
-        self._needs(method)
         node = ast.parse(self._source(method)).body[0]
         assert isinstance(node, ast.FunctionDef)
+        self._needs(method, node)
         itself = node.args.args.pop(0).arg
         if any(isinstance(each, ast.Name) and each.id == itself for each in ast.walk(node)):
             raise self._refuse(f"its reference uses {itself!r}")
@@ -80,11 +82,16 @@ class _Writer:
         except (OSError, TypeError) as error:
             raise self._refuse(f"the text of {function.__name__} is not to be found") from error
 
-    def _needs(self, function: Callable[..., Any]) -> None:
-        """Write out every global name that the function's code looks up."""
-        for name in sorted(_names(function.__code__)):
+    def _needs(self, function: Callable[..., Any], node: ast.FunctionDef) -> None:
+        """Write out every global name that the function's code, or a default of its parameters, looks up."""
+        defaults = [each for each in (*node.args.defaults, *node.args.kw_defaults) if each is not None]
+        parts = [part for each in defaults for part in ast.walk(each)]
+        of_defaults = {part.id for part in parts if isinstance(part, ast.Name)}
+        for name in sorted(_names(function.__code__) | of_defaults):
             if name in function.__globals__:
                 self._global(name, function.__globals__[name])
+            elif name in of_defaults and not hasattr(builtins, name):
+                raise self._refuse(f"a default of {function.__name__} needs {name!r}, which is no global")
 
     def _global(self, name: str, value: object) -> None:
         if name in self._seen:
@@ -125,7 +132,7 @@ def _literal(value: object) -> str | None:
         return f'float("{value}")'
     if isinstance(value, tuple):
         items = [_literal(item) for item in value]
-        return None if None in items else f"({', '.join(f'{item},' for item in items)})".replace(",,", ",")
+        return None if None in items else f"({''.join(f'{item}, ' for item in items)})"
     return repr(value) if isinstance(value, bool | int | float | str | None) else None
 
 

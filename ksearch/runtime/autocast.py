@@ -7,7 +7,6 @@ such as casting halfway, only PyTorch is.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -29,7 +28,6 @@ class Casts:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._known: dict[Hashable, torch.dtype | str | None] = {}
-        self._lock = threading.Lock()
 
     def dtype(
         self, kind: str, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]
@@ -42,12 +40,12 @@ class Casts:
         sizes = _small([None if tensor is None else tuple(tensor.shape) for tensor in tensors])
         dtypes = tuple(None if tensor is None else tensor.dtype for tensor in tensors)
         key = (kind, wanted, sizes, dtypes, repr(sorted(options.items())))
-        if key not in self._known:
-            with self._lock:
-                if len(self._known) >= _MOST_KEPT:
-                    self._known.clear()
-                self._known[key] = self._watch(kind, wanted, sizes, dtypes, options)
-        found = self._known[key]
+        found = self._known.get(key, "")
+        if found == "":  # two threads may find it out at once: they find the same
+            found = self._watch(kind, wanted, sizes, dtypes, options)
+            if len(self._known) >= _MOST_KEPT:
+                self._known.clear()
+            self._known[key] = found
         if isinstance(found, str):
             raise LookupError(found)
         return found
@@ -79,7 +77,7 @@ class Casts:
                 if run(dtype, torch.autocast(kind, enabled=False)) == under:
                     return dtype
         except Exception as error:  # noqa: BLE001  (the op's own function: it may raise anything)
-            return str(error)
+            return f"{type(error).__name__}: {error}"
         return "it casts halfway"
 
 

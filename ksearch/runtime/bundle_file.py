@@ -194,18 +194,25 @@ class BundleFile:
     def _winner(
         self, key: str, parts: dict[str, Any], workload: Workload | None = None, target: Target | None = None
     ) -> tuple[Winner, dict[str, str]]:
-        fields = json.loads(self._checked(*parts["winner"]))
-        environment = fields.pop("environment")
-        own_workload, own_target = read_workload(fields.pop("workload")), Target(**fields.pop("target"))
+        text = self._checked(*parts["winner"])
+        try:
+            fields = json.loads(text)
+            environment = fields.pop("environment")
+            own_workload, own_target = read_workload(fields.pop("workload")), Target(**fields.pop("target"))
+            launch = fields.pop("launch")
+            winner = Winner(
+                workload=workload or own_workload,
+                target=target or own_target,
+                launch=None if launch is None else Launch.read(launch),
+                **fields,
+            )
+        except (ValueError, KeyError, TypeError) as error:  # whole, so what wrote it knows other fields
+            raise BundleError(
+                f"a winner in {self.path} does not read ({error}), as another ksearch wrote it; upgrade "
+                "ksearch, or export it again with this one"
+            ) from error
         if key_of(own_workload, own_target) != key:
             raise self._damaged(f"what it holds for {key} is for {own_workload}")
-        launch = fields.pop("launch")
-        winner = Winner(
-            workload=workload or own_workload,
-            target=target or own_target,
-            launch=None if launch is None else Launch.read(launch),
-            **fields,
-        )
         return winner, environment
 
     def _blob(self, part: list[Any] | None) -> bytes | None:

@@ -79,6 +79,9 @@ class KernelCall:
         given = tensors
         if out is not None:
             given = (*tensors, out) if isinstance(out, torch.Tensor) else (*tensors, *as_tuple(out))
+        # Guards compare what they are given by place: an `out` is not to pass for an input that is missing.
+        if len(tensors) != self._count or len(given) != self._count + (out is not None) * self._out_count:
+            return "it is of another number of tensors"
         for is_alike, without_grad in self._guards.get(len(given), ()):
             if is_alike(*given) and not (without_grad and torch.is_grad_enabled()):
                 return self._start(tensors, given, out is not None)
@@ -147,8 +150,8 @@ class KernelCall:
         does (modes, transforms, negation): what differs in any of it is looked at again. Not compared is
         whether gradients are taken now.
         """
-        if _Guards is None:
-            return
+        if _Guards is None or len({id(tensor) for tensor in given}) < len(given):
+            return  # guards refuse one tensor in two places, such as an `out` that is an input
         guards = _Guards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         known = self._guards.get(len(given), ())
         newest = (guards.check, any(tensor.requires_grad for tensor in given))

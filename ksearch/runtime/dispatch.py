@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ _MOST_ROUTES = 4096
 """Ways of calling that are kept, with their handles: numbers as arguments could make new ones without end."""
 
 _dispatchers: dict[str, Dispatcher] = {}
+_all: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+"""Those of bundles, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Dispatcher:
         self._lock = threading.RLock()
         # What a bundle holds is for its own calls: graphs and gradients are made of what is in use.
         self._library = library.register(op, self) if bundle is None else None
+        _all.add(self)
 
     def __call__(self, *args: Any, out: Outputs | None = None, **named: Any) -> Outputs:
         """The op of these tensors, into `out` where it is given; the best that is known for them runs.
@@ -106,6 +110,8 @@ class Dispatcher:
 
     def _quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | str:
         """The result where such a call was met before under the same modes, else some text."""
+        if torch._C._is_any_autocast_enabled():  # handles know such calls, and keep the dtype
+            return "it may be cast"
         first = args[0]
         try:
             kernel = self._quick.get((first.shape, first.dtype, first.get_device()))
@@ -137,10 +143,13 @@ class Dispatcher:
         if not all(tensor.is_contiguous() for tensor in present):
             return False
         looks = tuple([_look(tensor) for tensor in tensors])
-        key = (looks, tuple([_look(options[name]) for name in sorted(options)]), allows_tf32())
-        if key not in self._kernels:
-            self._kernels[key] = self._finds_kernel(tensors, options)
-        return self._kernels[key]
+        key = (looks, tuple([(name, _look(options[name])) for name in sorted(options)]), allows_tf32())
+        found = self._kernels.get(key)
+        if found is None:
+            if len(self._kernels) >= _MOST_ROUTES:
+                self.clear()
+            found = self._kernels[key] = self._finds_kernel(tensors, options)
+        return found
 
     def _finds_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool:
         try:
@@ -154,19 +163,28 @@ class Dispatcher:
 
     def _has_any_kernel(self, first: torch.Tensor) -> bool:
         key = (first.dtype, first.device)
-        if key not in self._kernels:
+        found = self._kernels.get(key)  # in one step: another thread may forget it
+        if found is None:
             try:
                 target = backends.get(first.device.type).target(first.device.index or 0)
             except KsearchError:  # there are none for such devices
-                self._kernels[key] = False
+                found = False
             else:
                 name = str(first.dtype).removeprefix("torch.")
-                found = known.kernels(self.op.name, target)
-                self._kernels[key] = any(workload.dtype == name for workload in found)
-        return self._kernels[key]
+                found = any(workload.dtype == name for workload in known.kernels(self.op.name, target))
+            self._kernels[key] = found
+        return found
 
     def __repr__(self) -> str:
         return f"<ksearch.ops.{self.op.name}: {len(self._handles)} shapes met>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its name, as a function: models that hold it are copied, and sent to other processes."""
+        if self._bundle is not None:
+            raise TypeError(
+                f"{self.op.name} of a bundle cannot be copied: use the bundle there, and ksearch.ops"
+            )
+        return dispatcher, (self.op.name,)
 
     def clear(self) -> None:
         """Look everything up again."""
@@ -332,7 +350,7 @@ def refresh() -> None:
 
 def _after_fork() -> None:
     """Another thread may have held a lock when the process was forked."""
-    for each in _dispatchers.values():
+    for each in list(_all):
         each.renew_lock()
 
 

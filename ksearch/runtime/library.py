@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ksearch.errors import KsearchError
 from ksearch.operators import registry
-from ksearch.operators.program import as_tuple
+from ksearch.operators.program import Input, Role, as_tuple
 from ksearch.operators.signature import NONE
 from ksearch.runtime import gradients
 from ksearch.runtime.autocast import Casts
@@ -186,10 +187,10 @@ class Registered:
             given = rule.tensors(grads[0], tensors, results[0])
             choices = rule.options(self._keywords(options))
             derivative, backing = _other(rule.op)
+            given = tuple(None if each is None else each.contiguous() for each in given)
             with _disable_current_modes():
                 pays = not rule.needs_input or backing.has_kernel(given, choices)
             if pays:
-                given = tuple(None if each is None else each.contiguous() for each in given)
                 # In a graph that is being made, what has no kernel is to be seen, and fused.
                 derived = derivative.in_graph(*given, winners="known", **choices)
                 found[0], rest[0] = derived, False
@@ -246,10 +247,10 @@ class Registered:
         count = tensors[0].shape[in_dims[0]]
         rank = tensors[0].dim() - 1
         moved: list[Any] = []
-        for tensor, dim, item in zip(tensors, in_dims, self._op.inputs, strict=False):
+        for place, (tensor, dim, item) in enumerate(zip(tensors, in_dims, self._op.inputs, strict=False)):
             if tensor is None:
                 moved.append(None)
-            elif dim is not None and tensor.dim() - 1 == rank:
+            elif dim is not None and tensor.dim() - 1 == rank and (not place or self._has_rows(item)):
                 moved.append(tensor.movedim(dim, 0))
             elif dim is None and (tensor.dim() <= 1 or item.role.is_operand):
                 moved.append(tensor)
@@ -258,6 +259,11 @@ class Registered:
             else:
                 return None
         return moved if rank else None
+
+    def _has_rows(self, item: Input) -> bool:
+        """Whether one more dim of rows means for it what it does for the op: a weight for each is none."""
+        allowed = self._op.choices.get(item.name, (item.role,))
+        return Role.FULL in allowed or Role.COLUMN in allowed
 
 
 class _Differentiable(torch.autograd.Function):
@@ -305,6 +311,15 @@ def _renew(name: str) -> None:
 
 
 registry.observers.append(_renew)
+
+
+def _after_fork() -> None:
+    """Another thread may have held the lock when the process was forked."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _results(count: int) -> str:

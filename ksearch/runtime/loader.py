@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,6 +156,11 @@ def _neighbours(where: Path | BundleFile, workload: Workload) -> list[Neighbour]
     return where.neighbours(workload) if isinstance(where, BundleFile) else lookup.neighbours(where, workload)
 
 
+_loaded: weakref.WeakValueDictionary[Hashable, backends.Kernel] = weakref.WeakValueDictionary()
+"""Kernels that some handle calls, so that one that serves many numbers of rows is on the device once. Those
+with workspaces are not here: handles would share the pieces, of which each graph takes one."""
+
+
 def _kernel(
     where: Path | BundleFile, op: Op, found: Found, workload: Workload, target: Target
 ) -> KernelCall | None:
@@ -170,8 +176,13 @@ def _kernel(
             f"its binary in {where} is not the one that was measured (the SHA-256 differs); tune it again"
         )
     backend = backends.get(target.backend)
-    file = place(binary, digest(binary), backend.extension)
-    kernel = backend.load(file, winner.launch, target.index)
+    key = (backend, winner.artifact, winner.launch, target.index)
+    kernel = _loaded.get(key)
+    if kernel is None:
+        file = place(binary, digest(binary), backend.extension)
+        kernel = backend.load(file, winner.launch, target.index)
+        if not winner.launch.workspace_bytes:
+            _loaded[key] = kernel
     return KernelCall(op, kernel, winner.launch, workload, target)
 
 

@@ -48,8 +48,9 @@ WHERE k.op = ? AND k.cols = ? AND k."inner" = ? AND k.dtype = ?
 """  # noqa: S608  (no text from outside)
 _STORED = f"""
 SELECT DISTINCT w.target_key, {_WORKLOAD} FROM workloads AS k JOIN winners AS w ON w.workload_key = k.key
-WHERE k.op = ? AND w.superseded IS NULL
+WHERE k.op = ? AND w.superseded IS NULL AND (w.artifact_digest IS NOT NULL OR NOT ?)
 """  # noqa: S608
+_NEWEST = "SELECT max(id) FROM winners"
 
 _Stamp: TypeAlias = tuple[int, ...]
 
@@ -83,7 +84,7 @@ def find(path: Path, workload: Workload, target: Target) -> Found:
     if row is None:
         raise LookupError(f"no winner for it in {path}")
     config, launch, artifact, time_us, baseline_us, ceiling_us, certificate, created, binary = row
-    try:
+    with _readable(path, workload):
         winner = Winner(
             workload=workload,
             target=target,
@@ -96,10 +97,6 @@ def find(path: Path, workload: Workload, target: Target) -> Found:
             certificate=json.loads(certificate),
             created=created,
         )
-    except (ValueError, TypeError) as error:
-        raise StoreError(
-            f"database {path} is damaged: its winner for {workload} does not read ({error})"
-        ) from error
     return Found(winner, binary)
 
 
@@ -111,22 +108,41 @@ def neighbours(path: Path, workload: Workload) -> list[Neighbour]:
             return []
         region = (workload.op, workload.cols, workload.inner, workload.dtype)
         rows = database.connection.execute(_NEIGHBOURS, region).fetchall()
-    try:
+    with _readable(path, workload.op):
         return [
             Neighbour(_workload(*facts), read_target(key), speedup, most_rows or 0, json.loads(near or "[]"))
             for key, speedup, most_rows, near, *facts in rows
         ]
+
+
+def stored(path: Path, op: str, *, kernels: bool = False) -> list[tuple[Workload, Target]]:
+    """All that there are winners for, of one op; with `kernels` without those where PyTorch won.
+
+    Raises LookupError where there is no file, StoreError.
+    """
+    with _opened(path) as database:
+        if database.version < _WITH_INNER:
+            return []
+        rows = database.connection.execute(_STORED, (op, kernels)).fetchall()
+    with _readable(path, op):
+        return [(_workload(*facts), read_target(key)) for key, *facts in rows]
+
+
+def newest(path: Path) -> int:
+    """The number of the winner that came last; 0 where there is none. Raises as `stored`."""
+    with _opened(path) as database:
+        return database.connection.execute(_NEWEST).fetchone()[0] or 0
+
+
+@contextmanager
+def _readable(path: Path, what: str | Workload) -> Iterator[None]:
+    """What the rows of a winner do not mean inside comes out as StoreError."""
+    try:
+        yield
     except (ValueError, TypeError) as error:
         raise StoreError(
-            f"database {path} is damaged: a winner for {workload.op} does not read ({error})"
+            f"database {path} is damaged: a winner for {what} does not read ({error})"
         ) from error
-
-
-def stored(path: Path, op: str) -> list[tuple[Workload, Target]]:
-    """All that there are winners for, of one op. Raises LookupError where there is no file, StoreError."""
-    with _opened(path) as database:
-        rows = database.connection.execute(_STORED, (op,)).fetchall() if database.version > 1 else []
-    return [(_workload(*facts), read_target(key)) for key, *facts in rows]
 
 
 def read_target(key: str) -> Target:

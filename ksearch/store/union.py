@@ -134,12 +134,15 @@ class Union:
         """Rows of winners by their identity."""
         self._in_force: dict[_Place, tuple[int, _Rank]] = {}
         """Their rows, and how good they are."""
+        self._outdated: dict[_Place, str] = {}
+        """Where the side that is being added has replaced the winner that is in force here, and when."""
         for row in session.scalars(_everything()):
             self._keep(row.id, Record(row.value(), row.environment.versions, row.superseded, None))
 
     def add(self, source: str, found: Iterable[Record], evaluated: Iterable[Trial] = ()) -> Added:
         """All of one side, which is called `source` from now on; `found` is as `records` gives it."""
         added = Added(source)
+        self._outdated = {}
         for record in found:
             is_old = record.superseded is not None
             added = self._add_history(added, record) if is_old else self._add_in_force(added, record)
@@ -152,13 +155,17 @@ class Union:
             return replace(added, history=added.history + 1)
         current = self._in_force.get(_place(record.winner))
         if current is not None and current[0] == number:  # tuned again there: what follows takes its place
-            self._supersede(_place(record.winner), record.superseded or self._at)
+            self._outdated[_place(record.winner)] = record.superseded or self._at
         return replace(added, known=added.known + 1)
 
     def _add_in_force(self, added: Added, record: Record) -> Added:
-        if _identity(record.winner) in self._known:
+        place, number = _place(record.winner), self._known.get(_identity(record.winner))
+        if (replaced := self._outdated.pop(place, None)) is not None:
+            self._supersede(place, replaced)
+        if number is not None:
+            if place not in self._in_force:  # here it had lost to the one that it replaced there
+                self._reinstate(number, record)
             return replace(added, known=added.known + 1)
-        place = _place(record.winner)
         current = self._in_force.get(place)
         if current is None:
             self._insert(record)
@@ -178,6 +185,10 @@ class Union:
     def _supersede(self, place: _Place, at: str) -> None:
         number, _ = self._in_force.pop(place)
         self._session.execute(update(WinnerRow).where(WinnerRow.id == number).values(superseded=at))
+
+    def _reinstate(self, number: int, record: Record) -> None:
+        self._session.execute(update(WinnerRow).where(WinnerRow.id == number).values(superseded=None))
+        self._in_force[_place(record.winner)] = number, _rank(record)
 
     def _insert(self, record: Record) -> None:
         winner, versions = record.winner, dict(record.environment)

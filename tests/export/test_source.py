@@ -104,7 +104,6 @@ def _listed(result) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "options"),
     [
-        ("softmax", (33, 1000), "float32", {}),
         ("add_rmsnorm", (16, 777), "bfloat16", {}),
         ("linear_sigmoid_sum", (16, 40, 64), "float32", {"bias": "none"}),
     ],
@@ -372,11 +371,12 @@ from torch import sigmoid as squash
 from torch.nn import functional as fun
 import ksearch
 
-SCALE, PAIR, TOP = 2.5, (1, 2.0), math.inf
+SCALE, PAIR, TOP, STEP = 2.5, (1, 2.0, "a,,b"), math.inf, 0.25
 THINGS = {}
+doubled = lambda x: x * 2
 
-def helper(x):
-    return fun.relu(x).clamp(max=TOP) + PAIR[1]
+def helper(x, step=STEP):
+    return fun.relu(x).clamp(max=TOP) + PAIR[1] + len(PAIR[2]) * step
 
 @ksearch.op
 def own(x, *, beta=1.0):
@@ -395,6 +395,25 @@ closed = around()
 @ksearch.op
 def strange(x):
     return x * len(THINGS)
+
+@ksearch.op
+def nameless(x):
+    return doubled(x)
+
+class Inner:
+    SLOPE = 0.5
+    def stepped(x, step=SLOPE):
+        return x * step
+
+stepped = Inner.stepped
+
+@ksearch.op
+def enclosed(x):
+    return stepped(x)
+
+@ksearch.op
+def scaled(x, scaled, rows, rows_):
+    return x * scaled + rows * rows_
 """
 
 
@@ -414,13 +433,28 @@ def test_a_function_of_ones_own_with_what_it_uses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("closed", "closed uses variables of the function around it"), ("strange", "it uses 'THINGS', a dict")],
+    [
+        ("closed", "closed uses variables of the function around it"),
+        ("strange", "it uses 'THINGS', a dict"),
+        ("nameless", r"doubled is a lambda \(write def doubled\)"),
+        ("enclosed", "a default of stepped needs 'SLOPE', which is no global"),
+    ],
 )
 def test_what_cannot_be_written_out_is_named(name: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "my_ops.py"
     path.write_text(OWN)
     with pytest.raises(UsageError, match=f"{name} cannot be written into one file: {says}"):
         reference_text(operators.resolve(f"{path}:{name}"))
+
+
+def test_a_tensor_that_is_called_as_something_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "my_ops.py"
+    path.write_text(OWN)
+    kernel = kernel_of(f"{path}:scaled", (4, 8), "float32", CPU)
+    assert kernel.inputs == ("x", "scaled_", "rows__", "rows_")
+    module = module_of(source_text(kernel, ".py"), tmp_path / "exported.py")
+    x, scaled, rows, rows_ = (torch.randn(4, 8).double() for _ in range(4))  # which runs the function
+    assert torch.equal(module.ModelNew()(x, scaled, rows, rows_), x * scaled + rows * rows_)
 
 
 def test_the_function_of_an_own_template() -> None:

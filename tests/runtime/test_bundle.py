@@ -269,6 +269,25 @@ def test_a_winner_under_the_key_of_another_is_refused(bundle: Path) -> None:
             opened.find(workload, TARGET)
 
 
+@pytest.mark.parametrize("part", ["winner", "launch", "workload", "target"])
+def test_a_winner_with_fields_of_a_later_ksearch_is_an_error_of_ours(
+    part: str, backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_more(winner: object) -> dict:
+        fields = asdict(winner)
+        (fields if part == "winner" else fields[part])["novel"] = 1
+        return fields
+
+    promote("softmax", (4, 8), 1.0)
+    monkeypatch.setattr("ksearch.export.bundle.asdict", with_more)
+    opened = ksearch.load_bundle(export(tmp_path / "later.ksb"))
+    with pytest.raises(BundleError, match=r"a winner in .*later\.ksb does not read .*'novel'.*upgrade"):
+        opened.load("softmax", (4, 8))
+    with pytest.raises(BundleError, match="does not read"):
+        list(opened.members())
+    assert opened.ops.softmax(torch.zeros(4, 8))[0, 0] == 0.125
+
+
 def test_it_stays_right_when_the_file_is_replaced(bundle: Path, tmp_path: Path) -> None:
     opened = ksearch.load_bundle(bundle)
     other = tmp_path / "other"

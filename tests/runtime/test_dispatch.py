@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import torch
 import ksearch
 from ksearch import operators
 from ksearch.errors import UsageError
-from ksearch.runtime import dispatcher, loader, refresh
+from ksearch.runtime import dispatch, dispatcher, loader, refresh
 from tests.runtime.conftest import promote
 
 SHAPE = (4, 8)
@@ -118,6 +121,15 @@ def test_something_else_than_a_tensor_is_an_error(backend, arguments):
         ksearch.ops.softmax(*arguments)
 
 
+def test_copies_are_the_op_itself():
+    softmax = ksearch.ops.softmax
+    assert copy.deepcopy(softmax) is softmax
+    assert pickle.loads(pickle.dumps(softmax)) is softmax
+    of_a_bundle = dispatch.Dispatcher(softmax.op, SimpleNamespace())
+    with pytest.raises(TypeError, match="softmax of a bundle"):
+        copy.copy(of_a_bundle)
+
+
 def test_names():
     assert {"softmax", "sigmoid"} <= set(dir(ksearch.ops))
     assert dir(ksearch.ops) == operators.names()
@@ -159,6 +171,47 @@ def test_two_threads_meet_a_shape_at_once_and_load_it_once(backend, lookups, mon
         thread.join()
     assert right == [True] * 200
     assert len(lookups) == len(backend.loaded) == 1
+
+
+def test_under_autocast_the_op_asks_what_is_cast_whatever_its_handle_met_there(backend, monkeypatch):
+    """A handle keeps the dtype of its tensors; the op gives what autocast makes of them."""
+    promote("softmax", (4, 8))
+    softmax, x, asked = ksearch.ops.softmax, torch.randn(4, 8), []
+    softmax(x)
+    monkeypatch.setattr(
+        softmax._library, "cast", lambda kind, tensors, options: asked.append(kind) or tensors
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (softmax.find(x)(x) == 42).all()
+        assert asked == []
+        assert (softmax(x) == 42).all()
+    assert asked == ["cpu"]
+
+
+def test_whether_there_is_a_kernel_depends_on_which_option_has_a_value(backend, own_op):
+    def function(x, *, scale=1.0, shift=1.0):
+        return x * scale + shift
+
+    affine, tensors = own_op(function, "own_affine"), (torch.randn(4, 8),)
+    promote("own_affine", (4, 8), scale=2.0)
+    assert affine.has_kernel(tensors, {"scale": 2.0})
+    assert not affine.has_kernel(tensors, {"shift": 2.0})
+
+
+def test_what_is_kept_of_questions_has_an_end(backend, monkeypatch):
+    monkeypatch.setattr(dispatch, "_MOST_ROUTES", 3)
+    softmax = ksearch.ops.softmax
+    for rows in range(1, 12):
+        assert not softmax.has_kernel((torch.randn(rows, 8),), {})
+        assert len(softmax._kernels) <= 3
+        assert len(softmax._handles) <= 3
+
+
+def test_the_ops_of_a_bundle_get_new_locks_after_a_fork():
+    of_a_bundle = dispatch.Dispatcher(operators.get("softmax"), SimpleNamespace())
+    before = of_a_bundle._lock
+    dispatch._after_fork()
+    assert of_a_bundle._lock is not before
 
 
 def test_refresh_while_others_call(backend):

@@ -120,14 +120,14 @@ def test_a_forked_process_looks_up_and_calls():
     """While another thread of the parent holds every lock there is."""
     code = """
         import os, threading, torch, ksearch
-        from ksearch.runtime import lookup, notice
+        from ksearch.runtime import library, lookup, notice
         torch.set_num_threads(1)  # PyTorch itself would wait for its threads, which no fork has
         x = torch.randn(4, 8)
         ksearch.ops.softmax(x)  # opens the database, and keeps it
         parent = dict(lookup._open)
         held = threading.Event()
         def hold():
-            with lookup._lock, notice._lock, ksearch.ops.softmax._lock:
+            with lookup._lock, notice._lock, library._lock, ksearch.ops.softmax._lock:
                 held.set()
                 threading.Event().wait(20)
         threading.Thread(target=hold, daemon=True).start()
@@ -136,6 +136,7 @@ def test_a_forked_process_looks_up_and_calls():
         if child == 0:
             y = torch.randn(5, 8)
             good = torch.equal(ksearch.ops.softmax(y), torch.softmax(y, -1))
+            good = good and torch.equal(ksearch.ops.relu(y), torch.relu(y))  # is registered only now
             good = good and all(lookup._open[path] is not known for path, known in parent.items())
             os._exit(0 if good and parent else 3)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

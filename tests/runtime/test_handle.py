@@ -168,6 +168,24 @@ def test_a_wrong_number_of_tensors_is_an_error(handle):
         handle(torch.randn(SHAPE), torch.randn(SHAPE))
 
 
+def test_an_out_does_not_pass_for_an_input_that_is_missing(backend):
+    """Of one shape, they look the same to what is asked on calls after the first."""
+    promote("rmsnorm", (8,), weight="row")
+    handle = ksearch.load("rmsnorm", (8,), weight="row")
+    x, weight, out = torch.randn(8), torch.randn(8), torch.empty(8)
+    for call in (handle, ksearch.ops.rmsnorm):
+        assert (call(x, weight) == 42).all()
+    count = len(backend.launched)
+    with pytest.raises(UsageError, match="takes 2 tensors"):
+        handle(x, out=out)
+    torch.testing.assert_close(
+        ksearch.ops.rmsnorm(x, out=out), torch.nn.functional.rms_norm(x, (8,), eps=1e-6)
+    )
+    with pytest.raises(UsageError, match="out must be a tensor"):
+        ksearch.ops.rmsnorm(x, weight, out=())
+    assert len(backend.launched) == count
+
+
 def test_a_kernel_that_does_not_start(handle, backend, caplog):
     backend.refuse_launch = True
     expect_pytorch(handle, caplog, "CUDA_ERROR_INVALID_VALUE", torch.randn(SHAPE))
@@ -247,6 +265,15 @@ def test_a_call_like_an_earlier_one_is_looked_at_in_one_step(handle, backend, mo
     with torch.no_grad():
         assert (handle(x) == 42).all()
     assert len(backend.launched) == 5
+
+
+def test_a_call_that_cannot_be_known_again_does_not_push_out_those_that_can(handle, monkeypatch):
+    x = torch.randn(SHAPE)
+    handle(x, out=torch.empty(SHAPE))
+    for _ in range(8):
+        handle.kernel._learn((x, x))
+    monkeypatch.setattr(handle.kernel, "_unfit", lambda *given: pytest.fail("it was looked at again"))
+    assert (handle(x, out=torch.empty(SHAPE)) == 42).all()
 
 
 def test_without_torchs_guards_every_tensor_is_looked_at(handle, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ksearch
+import ksearch.ops
 from ksearch import operators
 from ksearch.operators.program import as_tuple
 from ksearch.types import Option
@@ -238,6 +238,18 @@ def test_forward_derivatives_and_transforms(tuned: Tuned, launches: Launches) ->
     assert launches.count == 0
 
 
+def test_the_gradient_of_a_sum_reaches_the_kernel(tuned: Tuned, launches: Launches) -> None:
+    """It is one element, expanded."""
+    x, weight = (each.requires_grad_() for each in tensors_of("rmsnorm", tuned.backend))
+    y = ksearch.ops.rmsnorm(x, weight.detach())
+    before = launches.count
+    y.sum().backward()
+    assert launches.count == before + 1
+    theirs = x.detach().requires_grad_()
+    F.rms_norm(theirs, (SHAPE[-1],), weight.detach(), 1e-6).sum().backward()
+    close(x.grad, theirs.grad)
+
+
 def test_vmap(tuned: Tuned, launches: Launches) -> None:
     """The mapped dim becomes one more of rows, where no tensor's role changes by that."""
     x = torch.randn(2, 40, 3, device=tuned.backend)
@@ -255,6 +267,13 @@ def test_vmap(tuned: Tuned, launches: Launches) -> None:
     linear = torch.ops.ksearch.linear
     operand = torch.randn(5, 40, device=tuned.backend)
     close(torch.vmap(linear, (0, None))(x, operand), F.linear(x, operand))
+    for op, tensors in (
+        (norm, (x[:, 0], weights)),  # of one row each, beside which a weight for each is as large as x
+        (linear, (x, torch.randn(3, 5, 40, device=tuned.backend))),
+        (torch.ops.ksearch.add_rmsnorm, (x, x, weights)),
+    ):
+        one_by_one = [as_tuple(op(*each)) for each in zip(*tensors, strict=True)]
+        close(torch.vmap(op)(*tensors), tuple(map(torch.stack, zip(*one_by_one, strict=True))))
 
 
 def test_vmap_reaches_the_kernel(tuned: Tuned, launches: Launches) -> None:

@@ -14,8 +14,9 @@ import torch
 import ksearch
 from ksearch import env
 from ksearch.errors import NoWinner
-from ksearch.runtime import Match
+from ksearch.runtime import Match, known
 from ksearch.runtime.region import Neighbour, alike, difference, nearest
+from ksearch.store import Store
 from ksearch.types import Target, Workload
 from tests.runtime.conftest import TARGET, promote
 
@@ -121,6 +122,12 @@ def test_beyond_what_it_takes_or_was_measured_pytorch_runs(measured, shape):
     assert ksearch.load("softmax", shape).match is Match.FALLBACK
 
 
+def test_a_kernel_for_many_numbers_of_rows_is_loaded_once(measured, backend):
+    handles = [ksearch.load("softmax", (rows, 8)) for rows in (2, 5, 6)]
+    assert [handle.match for handle in handles] == ["near"] * 3
+    assert len(backend.loaded) == 1
+
+
 def test_a_database_of_before_has_exact_matches_only(backend):
     promote("softmax", (4, 8))
     assert ksearch.load("softmax", (4, 8)).match is Match.EXACT
@@ -144,6 +151,39 @@ def test_require_turns_a_miss_into_an_error(measured, backend, monkeypatch):
     backend.refuse_load = True
     with pytest.raises(NoWinner, match="no kernel image"):
         ksearch.load("softmax", (4, 8))
+
+
+def test_require_with_a_database_that_does_not_read(measured, backend, monkeypatch):
+    monkeypatch.setenv("KSEARCH_REQUIRE", "1")
+    connection = sqlite3.connect(env.database_path())
+    connection.execute("UPDATE workloads SET options = 'no json'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(NoWinner, match="no winner of softmax at all"):
+        ksearch.load("softmax", (4, 9))
+
+
+def test_what_is_known_of_a_database(measured, caplog):
+    assert [each.shape for each in known.kernels("softmax", TARGET)] == [(4, 8)]
+    assert known.kernels("softmax", replace(TARGET, arch="x86_64-other")) == ()
+    promote("softmax", (4, 9), None)
+    assert len(known.kernels("softmax", TARGET)) == 1, "PyTorch won"
+    before = known.state()
+    promote("softmax", (4, 10))
+    assert known.state() != before
+    connection = sqlite3.connect(env.database_path())
+    connection.execute("UPDATE workloads SET options = 'no json'")
+    connection.commit()
+    connection.close()
+    assert known.kernels("softmax", TARGET) == ()
+    assert "the winners for softmax cannot be listed" in caplog.text
+
+
+def test_no_winners_are_known_where_there_is_no_database():
+    assert known.kernels("softmax", TARGET) == ()
+    assert known.state() == ""
+    Store.open(env.database_path()).close()
+    assert known.state() == ""
 
 
 def test_disable_runs_pytorch_and_looks_into_no_database(measured, backend, monkeypatch, caplog):

@@ -136,6 +136,25 @@ def test_what_was_tuned_again_does_not_come_back_from_an_old_copy(tmp_path: Path
         assert len(goal.history(WORKLOAD, TARGET)) == 2
 
 
+def test_what_lost_here_and_was_tuned_over_the_winner_there_is_in_force_again(tmp_path: Path) -> None:
+    """The newer came first without its past, as out of a bundle, and lost to what it had replaced."""
+    paths = (tmp_path / f"{name}.db" for name in ("goal", "bundle", "now"))
+    goal, bundle, now = (Store.open(path) for path in paths)
+    with goal, bundle, now:
+        for store in (goal, now):
+            keep(store, won(2.0))
+        for store in (bundle, now):
+            newer = keep(store, won(1.2, created="2026-09-01"), torch="2.14")
+        assert len(add(goal, bundle).conflicts) == 1
+        assert goal.find(WORKLOAD, TARGET) == won(2.0)
+        added = add(goal, now)
+        assert (added.known, added.conflicts) == (2, ())
+        assert goal.find(WORKLOAD, TARGET) == newer
+        assert len(goal.history(WORKLOAD, TARGET)) == 2
+        assert add(goal, bundle).known == 1
+        assert goal.find(WORKLOAD, TARGET) == newer
+
+
 def test_equal_devices_of_two_hosts_share_a_winner_and_others_do_not(stores) -> None:
     a, b = stores
     keep(a, won(1.5))
