@@ -5,7 +5,7 @@ The worker and the loader start kernels through here alone, so that what was tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -28,8 +28,11 @@ class Starter:
         workload: Workload,
         inputs: Sequence[Input],
         device: torch.device,
+        scratch: Callable[[], torch.Tensor] | None = None,
     ) -> None:
+        """`scratch`: where a call's own memory comes from, if not from PyTorch's allocator."""
         self._kernel = kernel
+        self._scratch = scratch or self._allocate
         self._device = device
         self._scratch_bytes = launch.scratch_bytes
         self._library = launch.library
@@ -58,6 +61,9 @@ class Starter:
             others = [pointers[place] for place in self._others]
             pointers = (product.data_ptr(), *others, *pointers[self._count :])
         if self._scratch_bytes:
-            scratch = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=self._device)
+            scratch = self._scratch()  # held until the kernel is started
             pointers = (*pointers, scratch.data_ptr())
         self._kernel(pointers, rows, stream)
+
+    def _allocate(self) -> torch.Tensor:
+        return torch.empty(self._scratch_bytes, dtype=torch.uint8, device=self._device)

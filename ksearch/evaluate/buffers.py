@@ -58,3 +58,21 @@ class Guarded:
         """Whether a guard zone was written to; a tensor, so that asking does not wait for the device."""
         before, after = self.raw[: self._begin], self.raw[self._end :]
         return (before != self._pattern).any() | (after != self._pattern).any()
+
+
+class Scratch:
+    """The memory that checked calls get for themselves: between guard zones, and poisoned before each."""
+
+    def __init__(self, size_bytes: int, device: torch.device) -> None:
+        self._memory = Guarded((1, size_bytes // 4), torch.float32, device)
+        self._taken = 0
+
+    def take(self) -> torch.Tensor:
+        """For the next call: what the one before left there is gone."""
+        self._memory.poison(self._taken % 2)
+        self._taken += 1
+        return self._memory.values
+
+    def is_damaged(self) -> bool:
+        """Whether any call wrote beside it; waits for the device."""
+        return bool(self._memory.damaged())

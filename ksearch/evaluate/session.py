@@ -21,7 +21,7 @@ from ksearch import backends
 from ksearch.backends.base import Kernel, LaunchError
 from ksearch.errors import BadShape
 from ksearch.evaluate import environment, nearby, timing
-from ksearch.evaluate.buffers import Guarded
+from ksearch.evaluate.buffers import Guarded, Scratch
 from ksearch.evaluate.check import Run, Subset, check_whole
 from ksearch.evaluate.messages import Finding, Job, Laps, Nearby, Ready
 from ksearch.evaluate.problem import Problem
@@ -68,22 +68,28 @@ class Session:
     def screen(self, candidate: Candidate, incumbent_us: float | None) -> Finding:
         """Check on some rows with every kind of value; if right, time on the whole workload."""
 
-        def evaluate(run: Run) -> Finding:
+        def evaluate(kernel: Kernel) -> Finding:
             misaligned = candidate.launch.alignment <= self._problem.dtype.itemsize
             began = time.perf_counter()
-            finding = self._subset.check(run, misaligned=misaligned)
+            finding = self._check(
+                kernel, candidate.launch, lambda run: self._subset.check(run, misaligned=misaligned)
+            )
             finding = replace(finding, check_s=time.perf_counter() - began)
             if finding.status is not Status.PASSED:
                 return finding
             self._problem.fill_for_timing()
-            call = self._call(run)
+            call = self._call(self._run(kernel, candidate.launch))
             return replace(finding, timing=timing.measure(self._clock, call, incumbent_us))
 
         return self._attempt(candidate, evaluate)
 
     def verify(self, candidate: Candidate) -> Finding:
         """Check on the whole workload, with values that no screening has used."""
-        return self._attempt(candidate, lambda run: check_whole(self._problem, run))
+
+        def evaluate(kernel: Kernel) -> Finding:
+            return self._check(kernel, candidate.launch, lambda run: check_whole(self._problem, run))
+
+        return self._attempt(candidate, evaluate)
 
     def race(self, candidates: Sequence[Candidate], budget_s: float) -> Laps:
         """Candidates, PyTorch and the ceiling, each once a round."""
@@ -134,10 +140,21 @@ class Session:
             self._bound = found[-1]
         return self._bound
 
-    def _run(self, kernel: Kernel, launch: Launch) -> Run:
+    def _check(self, kernel: Kernel, launch: Launch, check: Callable[[Run], Finding]) -> Finding:
+        """What `check` finds of runs whose own memory is watched, too."""
+        if not launch.scratch_bytes:
+            return check(self._run(kernel, launch))
+        scratch = Scratch(launch.scratch_bytes, self._problem.device)
+        finding = check(self._run(kernel, launch, scratch.take))
+        if scratch.is_damaged():
+            message = "wrote outside its scratch"
+            return Finding(Status.OUT_OF_BOUNDS, message, finding.error, healthy=False)
+        return finding
+
+    def _run(self, kernel: Kernel, launch: Launch, scratch: Callable[[], torch.Tensor] | None = None) -> Run:
         stream = torch.cuda.current_stream().cuda_stream if self._is_cuda else 0
         problem = self._problem
-        start = Starter(kernel, launch, problem.workload, problem.declared, problem.device)
+        start = Starter(kernel, launch, problem.workload, problem.declared, problem.device, scratch)
 
         def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
             pointers = tuple(tensor.pointer for tensor in (*tensors, *outputs))
@@ -149,11 +166,11 @@ class Session:
     def _call(self, run: Run) -> timing.Call:
         return lambda: run(self._problem.inputs, self._problem.outputs)
 
-    def _attempt(self, candidate: Candidate, evaluate: Callable[[Run], Finding]) -> Finding:
+    def _attempt(self, candidate: Candidate, evaluate: Callable[[Kernel], Finding]) -> Finding:
         try:
             kernel = self._load(candidate)
             try:
-                return evaluate(self._run(kernel, candidate.launch))
+                return evaluate(kernel)
             finally:
                 kernel.unload()
         except LaunchError as error:

@@ -53,3 +53,49 @@ def test_a_spare_has_imported_torch_and_opened_nothing() -> None:
     with Child("ksearch.evaluate.session:open_session") as spare:
         assert spare.call(None, 120) is None
         assert spare.is_alive
+
+
+_SCRATCH = """
+import ctypes, torch
+from ksearch import backends, operators
+from ksearch.evaluate.messages import Job
+from ksearch.evaluate.session import Session
+from ksearch.types import Artifact, Candidate, Launch
+
+ROWS, COLS, BYTES = 40, 64, 256
+
+class Kernel:
+    def __call__(self, pointers, rows, stream):
+        at = [(ctypes.c_float * size).from_address(pointer)
+              for pointer, size in zip(pointers, (rows * COLS, rows * COLS, BYTES // 4 + 1))]
+        x, out, scratch = (torch.frombuffer(each, dtype=torch.float32) for each in at)
+        out.copy_(x.relu())
+        {fault}
+    def unload(self):
+        pass
+
+workload = operators.get("relu").workload((ROWS, COLS))
+session = Session(Job("relu", workload, backends.get("cpu").target()))
+session._load = lambda candidate: Kernel()
+candidate = Candidate({{}}, Launch(scratch_bytes=BYTES, alignment=16), Artifact("", "", "", ""))
+for find in (lambda: session.screen(candidate, None), lambda: session.verify(candidate)):
+    finding = find()
+    print(finding.status, finding.message)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("scratch[:-1] = 7.0", "passed "),
+        ("scratch[-1] = 7.0", "out_of_bounds wrote outside its scratch"),
+        ("out.mul_(2.0 if scratch[0] == 7.0 else 1.0); scratch[0] = 7.0", "passed "),
+        ("out.mul_(1.0 if scratch[0] == 7.0 else 2.0); scratch[0] = 7.0", "wrong "),
+    ],
+    ids=["sound", "past its end", "without what was left", "with what was left"],
+)
+def test_the_scratch_of_checked_calls_is_watched(fault: str, found: str) -> None:
+    """A call finds nothing in it that the one before left, right or wrong."""
+    command = [sys.executable, "-c", _SCRATCH.format(fault=fault)]
+    output = subprocess.check_output(command, text=True, cwd=ROOT)
+    assert [line.startswith(found) for line in output.splitlines()] == [True, True], output
