@@ -20,7 +20,7 @@ from ksearch.operators.program import as_tuple
 from ksearch.runtime import known, library
 from ksearch.runtime.call import KernelCall
 from ksearch.runtime.handle import Handle
-from ksearch.runtime.loader import load_best
+from ksearch.runtime.loader import forget_kernels, load_best
 from ksearch.runtime.notice import forget, warn_once
 from ksearch.runtime.outputs import Outputs, as_result, write
 from ksearch.runtime.precision import allows_tf32
@@ -345,6 +345,7 @@ def refresh() -> None:
     """
     for each in list(_dispatchers.values()):
         each.clear()
+    forget_kernels()
     forget()
 
 

@@ -161,6 +161,11 @@ _loaded: weakref.WeakValueDictionary[Hashable, backends.Kernel] = weakref.WeakVa
 with workspaces are not here: handles would share the pieces, of which each graph takes one."""
 
 
+def forget_kernels() -> None:
+    """Load anew what is asked for next; handles keep what they have."""
+    _loaded.clear()
+
+
 def _kernel(
     where: Path | BundleFile, op: Op, found: Found, workload: Workload, target: Target
 ) -> KernelCall | None:

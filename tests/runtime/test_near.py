@@ -14,7 +14,7 @@ import torch
 import ksearch
 from ksearch import env
 from ksearch.errors import NoWinner
-from ksearch.runtime import Match, known
+from ksearch.runtime import Match, known, refresh
 from ksearch.runtime.region import Neighbour, alike, difference, nearest
 from ksearch.store import Store
 from ksearch.types import Target, Workload
@@ -148,6 +148,7 @@ def test_require_turns_a_miss_into_an_error(measured, backend, monkeypatch):
         ksearch.ops.sigmoid(torch.randn(4, 8))
     with pytest.raises(NoWinner, match="float64"):
         ksearch.ops.softmax(torch.randn(4, 8, dtype=torch.float64))
+    refresh()
     backend.refuse_load = True
     with pytest.raises(NoWinner, match="no kernel image"):
         ksearch.load("softmax", (4, 8))
