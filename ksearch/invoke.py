@@ -35,15 +35,15 @@ class Starter:
         self._scratch = scratch or self._allocate
         self._device = device
         self._scratch_bytes = launch.scratch_bytes
-        self._library = launch.library
-        self.is_plain = not (launch.library or launch.scratch_bytes)
+        self._torch_product = launch.torch_product
+        self.is_plain = not (launch.torch_product or launch.scratch_bytes)
         """A call is a start of the kernel, and nothing else."""
         self._inner, self._cols = workload.inner, workload.cols
         self._dtype: torch.dtype = getattr(torch, workload.dtype)
         self._count = len(inputs)
         roles = [item.role for item in inputs]
         self._others = [place for place, role in enumerate(roles) if not role.is_operand]
-        if launch.library:
+        if launch.torch_product:
             self._left, self._right = roles.index(Role.LEFT), roles.index(Role.RIGHT)
 
     def __call__(
@@ -52,7 +52,7 @@ class Starter:
         """`tensors`: the inputs in order, contiguous; `pointers`: theirs and the outputs'; `stream`: the
         current one of the device. Asynchronous on a GPU. Raises LaunchError where the driver refuses.
         """
-        if self._library:
+        if self._torch_product:
             product = torch.empty((rows, self._cols), dtype=self._dtype, device=self._device)
             left = tensors[self._left]
             if left.dim() != 2:

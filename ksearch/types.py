@@ -194,7 +194,7 @@ class Launch:
     in_place: bool = False
     """An output may be the very memory of an input of its shape: each thread reads an element of every input,
     and then alone writes it."""
-    library: bool = False
+    torch_product: bool = False
     """The linear is PyTorch's own: it is computed first, and the kernel gets its result, of the workload's
     dtype and full shape, in the place of the linear's two operands."""
 

@@ -29,7 +29,7 @@ def test_a_linear_is_tuned_and_loaded(op: str) -> None:
     assert handle.match is Match.EXACT
     assert handle.winner == report.winner
     if report.winner.launch is not None:
-        assert report.winner.launch.library
+        assert report.winner.launch.torch_product
     tensors = torch.randn(16, 48), torch.randn(100, 48), torch.randn(100)
     exact = ksearch.operators.get(op).reference(*(tensor.double() for tensor in tensors))
     torch.testing.assert_close(handle(*tensors).double(), exact, rtol=1e-5, atol=1e-5)

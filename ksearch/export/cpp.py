@@ -21,7 +21,7 @@ def compiler_flags() -> list[str]:
 
 def cpp_file(kernel: ExportedKernel) -> str:
     """A file for a C++ compiler. Raises UsageError where PyTorch computes a part of the op."""
-    if kernel.launch.library:
+    if kernel.launch.torch_product:
         raise UsageError(
             f"the winner for {kernel.workload} goes on from PyTorch's own product, which plain C++ does not "
             "have: export a .py file"

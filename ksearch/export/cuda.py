@@ -13,7 +13,7 @@ _ENTRY = re.compile(r'extern\s+"C"\s+__global__')
 
 def cuda_file(kernel: ExportedKernel) -> str:
     """A file for nvcc. Raises UsageError where PyTorch computes a part of the op."""
-    if kernel.launch.library:
+    if kernel.launch.torch_product:
         raise UsageError(
             f"the winner for {kernel.workload} goes on from PyTorch's own product, which plain CUDA does not "
             "have: export a .py file"

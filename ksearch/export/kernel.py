@@ -60,7 +60,7 @@ class ExportedKernel:
     @property
     def operands(self) -> tuple[str, ...]:
         """What the kernel reads: the inputs; PyTorch's product and the others, where it goes on from that."""
-        if not self.launch.library:
+        if not self.launch.torch_product:
             return self.inputs
         return ("product", *(self._names[item.name] for item in self._items if not item.role.is_operand))
 

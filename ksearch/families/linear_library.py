@@ -1,8 +1,8 @@
 """A linear by PyTorch's own product, and one kernel for all that follows it.
 
 The kernel is that of the pointwise or the rowwise family on `Program.epilogue`, whose first input is the
-product; the caller computes that first (`Launch.library`, ksearch/invoke.py). It is the whole of the CPU's
-linear family, and one strategy among others of a GPU's, which takes it as a few `presets`.
+product; the caller computes that first (`Launch.torch_product`, ksearch/invoke.py). It is the whole of the
+CPU's linear family, and one strategy among others of a GPU's, which takes it as a few `presets`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LinearLibrary:
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
         found = self.family(program).launch(config, program.epilogue, workload, target)
-        return replace(found, library=True)
+        return replace(found, torch_product=True)
 
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target

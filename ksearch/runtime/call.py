@@ -60,7 +60,9 @@ class KernelCall:
         starter = Starter(kernel, launch, workload, op.inputs_for(options), self._device)
         self._starter = None if starter.is_plain else starter
         self._kernel = kernel
-        self._keeps_float32 = launch.library and workload.policy == "strict" and workload.dtype == "float32"
+        self._keeps_float32 = (
+            launch.torch_product and workload.policy == "strict" and workload.dtype == "float32"
+        )
         self._alignment = launch.alignment
         self._guards: dict[int, tuple[tuple[Callable[..., bool], bool], ...]] = {}
         """What tells that tensors are like those of an earlier call, by their number; and whether that holds

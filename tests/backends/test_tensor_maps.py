@@ -13,7 +13,7 @@ import torch
 
 from ksearch import backends
 from ksearch.backends.base import LaunchError
-from ksearch.backends.cuda import TensorMaps
+from ksearch.backends.cuda_memory import TensorMaps
 from ksearch.families.linear_tiles import SCHEMES
 from ksearch.render import render_text, template_folder
 from ksearch.types import Launch, Source, TensorMap

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ksearch.backends.base import LaunchError
-from ksearch.backends.cuda import Workspaces
+from ksearch.backends.cuda_memory import Workspaces
 
 
 class Driver:

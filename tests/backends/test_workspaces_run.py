@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ksearch import backends, operators
-from ksearch.backends.cuda import CudaKernel
+from ksearch.backends.cuda_kernel import CudaKernel
 from ksearch.families.rowwise_cuda import RowwiseCuda
 from ksearch.render import render
 from ksearch.types import Config

@@ -293,5 +293,5 @@ def test_the_product_may_be_pytorchs(folder: Path) -> None:
     with Worker(job("linear", (ROWS, INNER, COLS))) as worker:
         worker.start()
         for flaw, status in (("", Status.PASSED), ("out0[3] += 1;", Status.WRONG)):
-            made = kernels.build(body + flaw, COLS, folder, Launch(library=True), prologue=prologue)
+            made = kernels.build(body + flaw, COLS, folder, Launch(torch_product=True), prologue=prologue)
             assert worker.screen(made).status is status

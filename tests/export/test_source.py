@@ -36,7 +36,7 @@ SPLIT = ("softmax", (8, 1048576), "float32", lambda config, launch: launch.split
 POINTWISE = ("sigmoid", (256, 8192), "bfloat16", lambda config, launch: True)
 OUTPUTS = ("add_rmsnorm", (256, 8192), "bfloat16", lambda config, launch: True)
 LINEAR = ("linear_sigmoid_sum", (128, 1024, 512), "float32", lambda config, launch: launch.maps)
-LIBRARY = ("linear_gelu", (128, 1024, 512), "bfloat16", lambda config, launch: launch.library)
+LIBRARY = ("linear_gelu", (128, 1024, 512), "bfloat16", lambda config, launch: launch.torch_product)
 CASES = {
     "cluster": CLUSTER, "ticket": TICKET, "split": SPLIT, "pointwise": POINTWISE, "outputs": OUTPUTS,
     "linear": LINEAR, "library": LIBRARY,
@@ -266,7 +266,7 @@ def test_every_field_of_a_launch_is_known_to_the_launcher() -> None:
     """Who adds one must say here what the exported launcher does with it."""
     written = {
         "work_per_row", "work_per_block", "block", "cluster", "split", "smem_bytes", "persistent", "threads",
-        "workspace_bytes", "alignment", "entry", "scratch_bytes", "maps", "before", "after", "library",
+        "workspace_bytes", "alignment", "entry", "scratch_bytes", "maps", "before", "after", "torch_product",
         "most_rows", "in_place",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(Launch)} == written

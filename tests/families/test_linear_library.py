@@ -82,7 +82,7 @@ def epilogue(op: Op, workload: Workload, config: Config, tensors: list[Tensor]) 
     program = op.program(**dict(workload.options))
     family = families.find(op, "cpu", **dict(workload.options))
     launch = family.launch(config, program, workload, CPU_TARGET)
-    assert launch.library
+    assert launch.torch_product
     artifact = artifacts.build(backends.get("cpu"), render(op, workload, config, CPU_TARGET))
     kernel = backends.get("cpu").load(Path(artifact.binary), launch, 0)
     sizes = [workload.rows if per_row else workload.numel for per_row in program.per_row]
@@ -183,7 +183,7 @@ def test_presets_are_points_of_the_space(
         assert all(space.allows(preset) for preset in presets)
         assert len({tuple(preset.items()) for preset in presets}) == len(presets)
         assert presets is library.presets(program, workload, target)
-        assert library.launch(presets[0], program, workload, target).library
+        assert library.launch(presets[0], program, workload, target).torch_product
 
 
 LENGTHS = (256, 1003, 32768, 393216)

@@ -123,7 +123,7 @@ def test_all_of_a_launch_travels(backend: FakeBackend, tmp_path: Path) -> None:
         TensorMap(pointer=1, dtype="tfloat32", cols=8, rows=None, box_cols=4, box_rows=2, offset_bytes=64),
     )
     launch = Launch(
-        block=256, cluster=2, workspace_bytes=32, scratch_bytes=512, maps=maps, library=True, **steps
+        block=256, cluster=2, workspace_bytes=32, scratch_bytes=512, maps=maps, torch_product=True, **steps
     )
     binary = b"1.0 x 32 x 1"
     with Store.open(env.database_path()) as store:

@@ -69,7 +69,7 @@ def test_scratch_comes_last() -> None:
 
 @pytest.mark.parametrize("scratch_bytes", [0, 512])
 def test_the_product_stands_for_its_operands(scratch_bytes: int) -> None:
-    given, pointers = start(Launch(library=True, scratch_bytes=scratch_bytes))
+    given, pointers = start(Launch(torch_product=True, scratch_bytes=scratch_bytes))
     assert pointers[1:3] == given[2:]
     assert pointers[0] not in (0, *given)
     assert len(pointers) == 3 + bool(scratch_bytes)
