@@ -333,9 +333,12 @@ def dispatcher(name: str) -> Dispatcher:
         return found
     op = operators.get(name)
     found = _dispatchers.get(op.name)
-    if found is None or found.op is not op:
-        found = _dispatchers[op.name] = Dispatcher(op)
-    return found
+    if found is not None and found.op is op:  # asked for by an alias
+        return found
+    if found is not None:  # the op was defined anew
+        _dispatchers.pop(op.name, None)
+    # In one step: threads that are the first together must not load a kernel each.
+    return _dispatchers.setdefault(op.name, Dispatcher(op))
 
 
 def refresh() -> None:
