@@ -83,6 +83,7 @@ def examine(db: Path) -> Diagnosis:
         *(() if gpus else (_no_gpu(),)),
         database,
         _cache(),
+        _launcher(),
         _dashboard(),
     )
     usable = {python.state, torch.state, database.state} == {"ok"}
@@ -112,6 +113,19 @@ def _torch(*, has_gpu: bool) -> Finding:
             "torch", "missing", f"{version} is built without CUDA, but there is a GPU", _CUDA_TORCH
         )
     return Finding("torch", "ok", version)
+
+
+def _launcher() -> Finding:
+    try:
+        from ksearch.runtime import launcher  # imports torch
+    except (ImportError, OSError):
+        return Finding("launcher", "absent", "torch does not import")
+    path = env.launcher() or launcher.default_path()
+    if launcher.is_usable():
+        return Finding("launcher", "ok", str(path))
+    return Finding(
+        "launcher", "absent", "calls of kernels go through Python, which works too", "ksearch launcher"
+    )
 
 
 def _compiler() -> Finding:

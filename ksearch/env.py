@@ -36,6 +36,12 @@ def template_dir() -> Path | None:
     return Path(value).expanduser() if value else None
 
 
+def launcher() -> Path | None:
+    """KSEARCH_LAUNCHER: the compiled launcher (default: the one in the cache, if it was built)."""
+    value = os.environ.get("KSEARCH_LAUNCHER")
+    return Path(value).expanduser() if value else None
+
+
 def require() -> bool:
     """KSEARCH_REQUIRE: where nothing was tuned for a call, an error instead of PyTorch."""
     return os.environ.get("KSEARCH_REQUIRE", "") not in ("", "0")

@@ -23,7 +23,7 @@ from ksearch.types import Artifact, Config, Launch, Winner, Workload
 
 
 @contextmanager
-def _at(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+def at(folder: Path) -> Iterator[pytest.MonkeyPatch]:
     """The database and cache of a folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KSEARCH_DB", str(folder / "ksearch.db"))
@@ -40,7 +40,7 @@ def in_use(folder: Path, backend: str) -> Iterator[Launches]:
     def load_counted(this: backends.Backend, binary: Path, launch: Launch, index: int) -> backends.Kernel:
         return _Counted(load(this, binary, launch, index), launches)
 
-    with _at(folder) as patch:
+    with at(folder) as patch:
         patch.setattr(kind, "load", load_counted)
         runtime.refresh()
         yield launches
@@ -51,7 +51,7 @@ def put_in_force(folder: Path, backend: str, workloads: Sequence[Workload]) -> N
     """One kernel for each: the first guess for the first workload of an op and dtype, for the others a
     config that is drawn by the workload's key. All with exact math: the fast one is right on the scale of a
     row, but `torch.testing.assert_close` asks it of every element."""
-    with _at(folder):
+    with at(folder):
         _put_in_force(backend, workloads)
 
 
@@ -125,6 +125,9 @@ class _Counted:
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         self._launches.count += 1
         self._kernel(pointers, rows, stream)
+
+    def entry(self, rows: int) -> None:
+        """None: every start is to be counted."""
 
     def unload(self) -> None:
         self._kernel.unload()

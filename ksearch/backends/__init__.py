@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import importlib
 
-from ksearch.backends.base import Backend, Compiled, Kernel, LaunchError
+from ksearch.backends.base import Backend, Compiled, Entry, Kernel, LaunchError
 from ksearch.errors import NoSuchDevice
 
-__all__ = ["Backend", "Compiled", "Kernel", "LaunchError", "get", "parse_device"]
+__all__ = ["Backend", "Compiled", "Entry", "Kernel", "LaunchError", "get", "parse_device"]
 
 _CLASSES = {"cuda": "ksearch.backends.cuda:CudaBackend", "cpu": "ksearch.backends.cpu:CpuBackend"}
 

@@ -20,6 +20,18 @@ class LaunchError(Exception):
         self.sticky = sticky
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How machine code starts a kernel on a known number of rows."""
+
+    start: int
+    """The address of cuLaunchKernelEx, or that of the kernel itself on a CPU."""
+    steps: tuple[tuple[int, int, int, int, bool], ...]
+    """On a GPU: function, blocks, threads of a block, bytes of dynamic shared memory, cooperative."""
+    threads: int
+    """On a CPU."""
+
+
 class Kernel(Protocol):
     """A loaded kernel. Its binary exports `ksearch_kernel(inputs..., outputs..., rows)`, with `threads` as a
     last argument on a CPU, and the workspace on a GPU where the launch has one."""
@@ -29,6 +41,10 @@ class Kernel(Protocol):
 
         Raises LaunchError where the driver refuses.
         """
+        ...
+
+    def entry(self, rows: int) -> Entry | None:
+        """What a start of it comes down to; None where it takes more than the pointers and the rows."""
         ...
 
     def unload(self) -> None:

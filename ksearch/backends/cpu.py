@@ -16,10 +16,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ksearch import env
-from ksearch.backends.base import Compiled, LaunchError
+from ksearch.backends.base import Compiled, Entry, LaunchError
 from ksearch.errors import CompileError, NoSuchDevice, ToolMissing
 from ksearch.types import Launch, Source, Target, digest
 
@@ -58,21 +59,14 @@ class CpuBackend:
         )
 
     def compiler_id(self) -> str:
-        return _compiler_id(_compiler())
+        return _compiler_id(compiler_command())
 
     def compile(self, source: Source) -> Compiled:
         with tempfile.TemporaryDirectory(prefix="ksearch-") as folder:
             text, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
             text.write_text(source.text)
-            command = [*_compiler(), *FLAGS, *source.options, str(text), "-o", str(binary)]
-            result = subprocess.run(
-                command,
-                check=False,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                stdin=subprocess.DEVNULL,
-            )
+            command = [*compiler_command(), *FLAGS, *source.options, str(text), "-o", str(binary)]
+            result = run_compiler(command)
             log = f"{shlex.join(command)}\n{result.stderr}{result.stdout}"
             if result.returncode != 0:
                 if shutil.disk_usage(folder).free < _FULL_BYTES:
@@ -93,9 +87,9 @@ class CpuKernel:
         except OSError as error:
             raise LaunchError(f"{binary} cannot be loaded: {error}") from error
         try:
-            self._start = self._library.ksearch_kernel
+            self._start = getattr(self._library, launch.entry)
         except AttributeError as error:
-            raise LaunchError(f"{binary} exports no ksearch_kernel") from error
+            raise LaunchError(f"{binary} exports no {launch.entry}") from error
         self._start.restype = None
         self._is_typed = False
         self._threads = launch.threads
@@ -106,6 +100,10 @@ class CpuKernel:
             self._is_typed = True
         self._start(*pointers, rows, self._threads)
 
+    def entry(self, rows: int) -> Entry | None:
+        address = ctypes.cast(self._start, ctypes.c_void_p).value
+        return None if address is None else Entry(address, (), self._threads)
+
     def unload(self) -> None:
         _ctypes.dlclose(self._library._handle)
 
@@ -113,7 +111,7 @@ class CpuKernel:
 # ---- the compiler -------------------------------------------------------------------------------------
 
 
-def _compiler() -> tuple[str, ...]:
+def compiler_command() -> tuple[str, ...]:
     """The compiler's command; KSEARCH_CXX may hold arguments too (`ccache g++`). Raises ToolMissing."""
     if (chosen := env.cxx()) is not None:
         command = tuple(shlex.split(chosen))
@@ -127,6 +125,13 @@ def _compiler() -> tuple[str, ...]:
             return (path,)
     raise ToolMissing(
         "no C++ compiler (c++, g++, clang++) on PATH; install one: apt-get install g++, or set KSEARCH_CXX"
+    )
+
+
+def run_compiler(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Its status and what it said."""
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
     )
 
 

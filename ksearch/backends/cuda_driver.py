@@ -9,7 +9,7 @@ from ksearch.backends.base import LaunchError
 from ksearch.errors import NoSuchDevice
 
 # After these the context is gone: every later call of the process fails too (CUDA driver API, CUresult).
-_STICKY = {700, 702, 704, 714, 715, 716, 717, 718, 719, 720, 721, 999}
+_STICKY = {46, 100, 214, 700, 702, 704, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721, 999}
 
 _TOO_NEW = "the binary is for a newer NVIDIA driver or another GPU; update the driver, or tune again here"
 _HINTS = {

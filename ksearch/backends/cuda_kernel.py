@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-from ksearch.backends.base import LaunchError
+from ksearch.backends.base import Entry, LaunchError
 from ksearch.backends.cuda_driver import check, load_driver
 from ksearch.backends.cuda_memory import TensorMaps, Workspaces
 from ksearch.backends.cuda_start import Slot, Step, direct
@@ -77,6 +77,15 @@ class CudaKernel:
             if code:
                 check((self._driver.CUresult(code),))
         self._slots.append(slot)
+
+    def entry(self, rows: int) -> Entry | None:
+        if self._launch.scratch_bytes or self._launch.maps or self._workspaces is not None:
+            return None
+        steps = tuple(
+            (step.function, step.grid(rows), step.launch.block, step.launch.smem_bytes, step.launch.split > 1)
+            for step in self._steps
+        )
+        return Entry(self._direct.address, steps, 0)
 
     def _is_capturing(self, stream: int) -> bool:
         """Raises LaunchError."""

@@ -47,6 +47,8 @@ class Direct:
     """cuLaunchKernelEx(config, function, parameters, null)."""
     is_capturing: Callable[..., int]
     """cuStreamIsCapturing(stream, pointer to an int)."""
+    address: int
+    """Of `start`."""
 
     @classmethod
     def of(cls, library: Any) -> Direct:
@@ -57,7 +59,7 @@ class Direct:
             raise LaunchError(f"the NVIDIA driver is too old: {error}") from error
         for function, count in ((start, 4), (is_capturing, 2)):
             function.argtypes, function.restype = [ctypes.c_void_p] * count, ctypes.c_int
-        return cls(start, is_capturing)
+        return cls(start, is_capturing, ctypes.cast(start, ctypes.c_void_p).value or 0)
 
 
 @functools.cache

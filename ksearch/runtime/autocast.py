@@ -82,14 +82,14 @@ class Casts:
 
 
 class _Watch(TorchDispatchMode):
-    """Every function that runs with the dtypes that it is given, casts left out."""
+    """Every function that computes, with the dtypes that it is given, casts left out."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: _Seen = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _CASTS:
+        if func not in _CASTS and func.namespace != "prim":  # those only ask, for a device say
             dtypes = [each.dtype for each in args if isinstance(each, torch.Tensor)]
             self.seen.append((func, *dtypes))
         return func(*args, **(kwargs or {}))

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import forward_ad
 
-from ksearch.backends import Kernel, LaunchError
+from ksearch.backends import Entry, Kernel, LaunchError
 from ksearch.invoke import Starter
 from ksearch.operators.program import Role, as_tuple
+from ksearch.runtime import launcher
 from ksearch.runtime.outputs import Outputs
 from ksearch.runtime.precision import allows_tf32
 from ksearch.types import Launch, Target, Workload
@@ -46,16 +47,22 @@ class KernelCall:
         self._count = len(self._shapes)
         self._out_shapes = tuple((torch.Size(shape),) for shape in op.output_shapes(workload))
         self._out_count = len(self._out_shapes)
-        self._dtype: torch.dtype = getattr(torch, workload.dtype)
+        inputs = op.inputs_for(options)
+        names = [*(item.dtype(workload.dtype) for item in inputs), *op.output_dtypes(workload)]
+        self._dtypes: list[torch.dtype] = [getattr(torch, name) for name in names]
+        """Of each tensor, the inputs first."""
+        self._dtype = self._dtypes[0]
         self._index = target.index if target.backend == "cuda" else None
         self._device = torch.device("cpu" if self._index is None else f"cuda:{self._index}")
         shapes = [first for first, *_ in (*self._shapes, *self._out_shapes)]
-        self._sizes = [shape.numel() * workload.itemsize for shape in shapes]
+        pairs = zip(shapes, self._dtypes, strict=True)
+        self._sizes = [shape.numel() * dtype.itemsize for shape, dtype in pairs]
         """Bytes of each tensor, the inputs first."""
-        roles = [item.role for item in op.inputs_for(options)]
+        roles = [item.role for item in inputs]
         self._replaceable = {j for j, role in enumerate(roles) if launch.in_place and role is Role.FULL}
         """The inputs that an output may overwrite."""
-        self._layouts = [(tuple(shape), _strides(shape), self._dtype) for (shape,) in self._out_shapes]
+        results = zip(self._out_shapes, self._dtypes[self._count :], strict=True)
+        self._layouts = [(tuple(shape), _strides(shape), dtype) for (shape,), dtype in results]
         self._empty = _empty_strided(self._device)
         starter = Starter(kernel, launch, workload, op.inputs_for(options), self._device)
         self._starter = None if starter.is_plain else starter
@@ -63,14 +70,34 @@ class KernelCall:
         self._keeps_float32 = (
             launch.torch_product and workload.policy == "strict" and workload.dtype == "float32"
         )
-        self._alignment = launch.alignment
         self._guards: dict[int, tuple[tuple[Callable[..., bool], bool], ...]] = {}
         """What tells that tensors are like those of an earlier call, by their number; and whether that holds
         only while no gradients are taken."""
         self._good: set[tuple[int, ...]] = set()
         """Places in memory, of inputs and outputs, that were found good."""
+        self._alignment = launch.alignment
+        self.launcher = self._make_launcher(kernel.entry(self._rows) if starter.is_plain else None)
         self._stream = _private("_cuda_getCurrentRawStream") or _current_stream
         self._current = _private("_cuda_getDevice") or torch.cuda.current_device
+
+    def _make_launcher(self, entry: Entry | None) -> Any:
+        """The compiled one, with all that a call is checked against; None where there is none."""
+        if entry is None:
+            return None
+        return launcher.make(
+            inputs=self._count,
+            out_shapes=tuple(tuple(shape) for (shape,) in self._out_shapes),
+            out_dtypes=tuple(self._dtypes[self._count :]),
+            index=-1 if self._index is None else self._index,
+            rows=self._rows,
+            alignment=self._alignment,
+            bytes=tuple(self._sizes),
+            replaceable=tuple(place in self._replaceable for place in range(self._count)),
+            start=entry.start,
+            steps=entry.steps,
+            threads=entry.threads,
+            current_stream=_private("_cuda_getCurrentRawStream") or _current_stream,
+        )
 
     def quick(self, tensors: tuple[torch.Tensor, ...], out: Outputs | None) -> Outputs | str:
         """The result where everything is as in an earlier call, else some text.
@@ -78,6 +105,9 @@ class KernelCall:
         It may be asked under modes and transforms, and when something is traced, but by a compiler: what
         tells that all is as before knows of these.
         """
+        if self.launcher is not None:
+            quickly: Outputs | str = self.launcher(tensors, out)
+            return quickly
         given = tensors
         if out is not None:
             given = (*tensors, out) if isinstance(out, torch.Tensor) else (*tensors, *as_tuple(out))
@@ -152,6 +182,9 @@ class KernelCall:
         does (modes, transforms, negation): what differs in any of it is looked at again. Not compared is
         whether gradients are taken now.
         """
+        if self.launcher is not None:
+            self.launcher.learn(given)
+            return
         if _Guards is None or len({id(tensor) for tensor in given}) < len(given):
             return  # guards refuse one tensor in two places, such as an `out` that is an input
         guards = _Guards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
@@ -169,24 +202,25 @@ class KernelCall:
         if has_out and len(results) != count:
             return f"out is not {count} tensor(s)"
         try:
-            for tensor, shapes in zip(tensors, self._shapes, strict=True):
-                if reason := self._misfit(tensor, shapes):
+            for tensor, shapes, dtype in zip(tensors, self._shapes, self._dtypes, strict=False):
+                if reason := self._misfit(tensor, shapes, dtype):
                     return f"an input {reason}"
-            for number, (result, shapes) in enumerate(zip(results, self._out_shapes, strict=False)):
-                if reason := self._misfit(result, shapes):
+            expected = zip(results, self._out_shapes, self._dtypes[self._count :], strict=False)
+            for number, (result, shapes, dtype) in enumerate(expected):
+                if reason := self._misfit(result, shapes, dtype):
                     return f"out[{number}] {reason}" if count > 1 else f"out {reason}"
         except RuntimeError:  # torch has no shape or strides to tell: sparse, nested
             return _NO_MEMORY
         return ""
 
-    def _misfit(self, tensor: torch.Tensor, shapes: tuple[torch.Size, ...]) -> str:
+    def _misfit(self, tensor: torch.Tensor, shapes: tuple[torch.Size, ...], dtype: torch.dtype) -> str:
         """Why the kernel cannot take this tensor; empty where it can."""
         if type(tensor) not in _PLAIN:
             return "is not a plain tensor"
         if tensor.shape not in shapes:
             return f"is not of shape {tuple(shapes[0])}, for which the kernel was tuned"
-        if tensor.dtype is not self._dtype:
-            return f"is not {self._dtype}"
+        if tensor.dtype is not dtype:
+            return f"is not {dtype}"
         if tensor.device != self._device:
             return f"is not on {self._device}"
         if not tensor.is_contiguous():

@@ -17,7 +17,7 @@ import torch
 from ksearch import backends, env, operators
 from ksearch.errors import KsearchError, NoWinner, UsageError
 from ksearch.operators.program import as_tuple
-from ksearch.runtime import known, library
+from ksearch.runtime import known, launcher, library
 from ksearch.runtime.call import KernelCall
 from ksearch.runtime.handle import Handle
 from ksearch.runtime.loader import forget_kernels, load_best
@@ -65,6 +65,8 @@ class Dispatcher:
         self._quick: dict[Hashable, KernelCall] = {}
         """Kernels by the first tensor alone, of calls that are nothing but the op's tensors in order. They
         look at every tensor themselves, so that one which is not for a call refuses it."""
+        self._router = launcher.router()
+        """The same for kernels that are launched without Python; None where no launcher was built."""
         self._has_linear = False
         """Whether a call with a linear was met: then it counts, too, whether PyTorch may use TF32."""
         self._kernels: dict[Hashable, bool] = {}
@@ -81,7 +83,7 @@ class Dispatcher:
         name, too. Raises UsageError where `out` does not fit, and for what neither of the two takes.
         """
         if args and not named and type(args[0]) is torch.Tensor and not torch.compiler.is_compiling():
-            result = self._quickly(args, out)
+            result = self.quickly(args, out)
             if not isinstance(result, str):
                 return result
         if not args and named:
@@ -108,8 +110,15 @@ class Dispatcher:
                 return found
         return route.handle(*tensors, out=out)
 
-    def _quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | str:
-        """The result where such a call was met before under the same modes, else some text."""
+    def quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | str:
+        """A kernel's result where such a call was met before under the same modes, else some text.
+
+        `args` are the op's tensors, and no compiler looks.
+        """
+        if self._router is not None:
+            launched: Outputs | str = self._router(args, out)
+            if not isinstance(launched, str):
+                return launched
         if torch._C._is_any_autocast_enabled():  # handles know such calls, and keep the dtype
             return "it may be cast"
         first = args[0]
@@ -198,6 +207,7 @@ class Dispatcher:
         self._routes.clear()
         self._handles.clear()
         self._quick.clear()
+        self._router = launcher.router()
         self._kernels.clear()
 
     def _first(self, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -274,6 +284,8 @@ class Dispatcher:
             route = Route(reading, handle, reading.slots == tuple(range(len(args))))
             if route.is_plain and not named and not reading.has_linear and handle.kernel is not None:
                 self._quick[first.shape, first.dtype, first.get_device()] = handle.kernel
+                if self._router is not None and handle.kernel.launcher is not None:
+                    self._router.add(first, handle.kernel.launcher)
             return self._keep(key, route)
 
     def _load(self, first: torch.Tensor, reading: Reading) -> Handle:
@@ -346,6 +358,7 @@ def refresh() -> None:
 
     Handles that `load` returned stay as they are.
     """
+    launcher.forget()
     for each in list(_dispatchers.values()):
         each.clear()
     forget_kernels()

@@ -53,6 +53,8 @@ class Backing(Protocol):
 
     def __call__(self, *args: Any, out: Outputs | None = None, **named: Any) -> Outputs: ...
 
+    def quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | str: ...
+
     def has_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool: ...
 
 
@@ -107,6 +109,7 @@ class Registered:
     def serve(self, op: Op, backing: Backing) -> None:
         """Calls are of this op from now on."""
         self._op = op
+        self._defaults = op.keywords(op.options)
         self._backing = backing
         self._rule = gradients.rule_of(op)
         self._casts = Casts(self.function)
@@ -125,10 +128,15 @@ class Registered:
     def _keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options of the function: PyTorch leaves out what is the default, and None stands for one that
         a schema cannot write."""
-        defaults = self._op.keywords(self._op.options)
-        return {**defaults, **{name: value for name, value in options.items() if value is not None}}
+        if not options:
+            return self._defaults
+        return {**self._defaults, **{name: value for name, value in options.items() if value is not None}}
 
     def _run(self, *tensors: torch.Tensor | None, **options: Option) -> Outputs:
+        if not options:
+            found = self._backing.quickly(tensors, None)
+            if not isinstance(found, str):
+                return found
         results = as_tuple(self._backing(*tensors, **self._keywords(options)))
         return as_result(_apart(results, tensors))
 
@@ -162,6 +170,8 @@ class Registered:
             return self.function(*tensors, **options)
         if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
             return _Differentiable.apply(self, keyset, options, *tensors)  # type: ignore[no-untyped-call]
+        if torch._C._len_torch_dispatch_stack() == 0 and not any(map(_is_special, tensors)):
+            return self._run(*tensors, **options)  # where the dispatcher ends, too, 6 us later
         with torch._C._AutoDispatchBelowAutograd():
             return self.below(keyset, tensors, options)
 
@@ -227,7 +237,7 @@ class Registered:
 
     def _mapped(self, info: Any, in_dims: Sequence[int | None], *tensors: Any, **options: Option) -> Any:
         """One call with the mapped dim as the first, where that means the same; else a call for each."""
-        moved = self._moved(in_dims, tensors)
+        moved = self._moved(in_dims, tensors) if self._keeps_rows(options) else None
         if moved is not None:
             results = as_tuple(self.overload(*moved, **options))
         else:  # PyTorch's own rules for what the function is made of cannot be asked from inside a rule
@@ -240,6 +250,13 @@ class Registered:
                 calls.append(as_tuple(self.overload(*given, **options)))
             results = tuple(torch.stack(each) for each in zip(*calls, strict=True))
         return as_result(results), 0 if len(results) == 1 else (0,) * len(results)
+
+    def _keeps_rows(self, options: Mapping[str, Any]) -> bool:
+        """Whether rows are apart, so that one more dim of them means the same."""
+        if self._op.template_op is not None:
+            return True
+        program = self._op.program(**self._keywords(options))
+        return bool(program.over) and not (program.is_total or program.groups or program.has_channels)
 
     def _moved(self, in_dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any] | None:
         if in_dims[0] is None:
@@ -263,7 +280,7 @@ class Registered:
     def _has_rows(self, item: Input) -> bool:
         """Whether one more dim of rows means for it what it does for the op: a weight for each is none."""
         allowed = self._op.choices.get(item.name, (item.role,))
-        return Role.FULL in allowed or Role.COLUMN in allowed
+        return not {Role.FULL, Role.COLUMN, Role.INDEX, Role.MASK}.isdisjoint(allowed)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -281,6 +298,11 @@ class _Differentiable(torch.autograd.Function):
         wanted = ctx.needs_input_grad[3:]
         found = ctx.registered.gradient(grads, saved[:count], saved[count:], ctx.options, wanted)
         return (None, None, None, *found)
+
+
+def _is_special(tensor: torch.Tensor | None) -> bool:
+    """Whether PyTorch's dispatcher may do something of its own with it."""
+    return tensor is not None and not (type(tensor) is torch.Tensor and (tensor.is_cuda or tensor.is_cpu))
 
 
 def _other(name: str) -> tuple[Registered, Backing]:

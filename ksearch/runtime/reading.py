@@ -82,7 +82,8 @@ class Reader:
         except UsageError as error:
             if self._torch is None:
                 raise
-            return self._torch_form(args, named, self._torch, str(error))
+            # torch.compile of PyTorch 2.11 cannot look into str(error)
+            return self._torch_form(args, named, self._torch, error.args[0])
 
     def _own_form(self, args: Args, named: Named) -> Reading:
         op = self._op

@@ -13,6 +13,8 @@ def is_traced() -> bool:
 
 
 def is_compiled() -> bool:
-    """Whether torch.compile looks, whose graphs run here; what torch.export makes may go anywhere."""
-    compiling: bool = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return compiling
+    """Whether torch.compile looks, whose graphs run here; what torch.export makes may go anywhere.
+
+    By the flag itself: torch.compile of PyTorch 2.11 takes `is_exporting()` for true wherever it looks.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag

@@ -235,13 +235,14 @@ def test_a_kernel_of_elements_writes_over_its_input(
     memory = torch.randn(size + 64, device=tuned.backend)
     before, x = memory.clone(), memory[32 : 32 + size].view(shape)
     wanted = torch.nn.functional.gelu(x)
-    for called in (ksearch.ops.gelu, handle("gelu", shape, tuned.backend)):
+    loaded = handle("gelu", shape, tuned.backend)
+    for called in (ksearch.ops.gelu, loaded):
         memory.copy_(before)
         assert called(x, out=x) is x
         torch.testing.assert_close(x, wanted)
         assert torch.equal(memory[:32], before[:32])
         assert torch.equal(memory[32 + size :], before[32 + size :])
-    assert launches.count == 2
+    assert launches.count == (2 if loaded.winner.launch.in_place else 0)
 
 
 def test_two_outs_that_are_the_two_inputs(tuned: Tuned, launches: Launches) -> None:

@@ -38,6 +38,9 @@ class Recorder:
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         self.calls.append((pointers, rows, stream))
 
+    def entry(self, rows: int) -> None:
+        pass
+
     def unload(self) -> None:
         pass
 

@@ -12,7 +12,7 @@ import torch
 
 import ksearch
 from ksearch import env, operators
-from ksearch.errors import BadShape, KsearchError, NoSuchDevice, UnknownOp, UnsupportedDtype
+from ksearch.errors import BadShape, KsearchError, NoSuchDevice, StoreError, UnknownOp, UnsupportedDtype
 from ksearch.runtime import Match, refresh
 from ksearch.store import Store
 from ksearch.types import Winner
@@ -205,11 +205,20 @@ def test_a_newer_database(backend, caplog):
     falls_back(caplog, "newer ksearch")
 
 
-@pytest.mark.parametrize("column", ["config", "launch", "certificate"])
+@pytest.mark.parametrize("column", ["config", "launch"])
 def test_a_record_that_does_not_read(backend, caplog, column):
     promote("softmax", SHAPE)
     edit(f"UPDATE winners SET {column} = '{{\"unknown\": ['")
     falls_back(caplog, "does not read")
+
+
+def test_a_certificate_that_does_not_read_is_no_matter_before_somebody_asks(backend):
+    promote("softmax", SHAPE)
+    edit("UPDATE winners SET certificate = '{\"unknown\": ['")
+    handle = ksearch.load("softmax", SHAPE)
+    assert runs_the_kernel(handle)
+    with pytest.raises(StoreError, match="does not read"):
+        handle.winner.certificate["near"]
 
 
 def test_a_launch_of_another_version_is_not_guessed_at(backend, caplog):

@@ -29,7 +29,7 @@ def _leaf(function: F) -> F:
     def call(*args: Any) -> Any:
         import torch
 
-        tensors = tuple(arg for arg in args if arg is not None and not isinstance(arg, float))
+        tensors = tuple(arg for arg in args if arg is not None and not isinstance(arg, float | int))
         if torch.overrides.has_torch_function(tensors):
             return torch.overrides.handle_torch_function(call, tensors, *args)
         return function(*args)
@@ -38,28 +38,32 @@ def _leaf(function: F) -> F:
 
 
 @_leaf
-def softmax_derivative(grad: Tensor, y: Tensor) -> Tensor:
+def softmax_derivative(grad: Tensor, y: Tensor, dim: int) -> Tensor:
     import torch
 
     if grad.dtype is torch.float64:
-        return (grad - (grad * y).sum(-1, keepdim=True)) * y
-    return torch._softmax_backward_data(grad, y, -1, y.dtype)
+        return (grad - (grad * y).sum(dim, keepdim=True)) * y
+    return torch._softmax_backward_data(grad, y, dim, y.dtype)
 
 
 @_leaf
-def log_softmax_derivative(grad: Tensor, y: Tensor) -> Tensor:
+def log_softmax_derivative(grad: Tensor, y: Tensor, dim: int) -> Tensor:
     import torch
 
     if grad.dtype is torch.float64:
-        return grad - y.exp() * grad.sum(-1, keepdim=True)
-    return torch._log_softmax_backward_data(grad, y, -1, y.dtype)
+        return grad - y.exp() * grad.sum(dim, keepdim=True)
+    return torch._log_softmax_backward_data(grad, y, dim, y.dtype)
 
 
 @_leaf
 def rms_norm_derivative(grad: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     import torch
 
-    if x.is_cuda and x.dtype is not torch.float64 and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
+    again = torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in (grad, x, weight)
+    )
+    is_fused = x.is_cuda and x.dtype is not torch.float64 and not again  # that one has no derivative
+    if is_fused and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
         shape = [x.shape[-1]]
         inverse = torch.ops.aten._fused_rms_norm(x, shape, None, eps)[1]
         mask = [True, False]
@@ -93,15 +97,15 @@ def layer_norm_derivative(grad: Tensor, x: Tensor, weight: Tensor | None, eps: f
 
 
 @op
-def softmax_backward(grad: Tensor, y: Tensor) -> Tensor:
+def softmax_backward(grad: Tensor, y: Tensor, *, dim: str = "-1") -> Tensor:
     """Of `y`, what softmax gave."""
-    return softmax_derivative(grad, y)
+    return softmax_derivative(grad, y, int(dim))
 
 
 @op
-def log_softmax_backward(grad: Tensor, y: Tensor) -> Tensor:
+def log_softmax_backward(grad: Tensor, y: Tensor, *, dim: str = "-1") -> Tensor:
     """Of `y`, what log_softmax gave."""
-    return log_softmax_derivative(grad, y)
+    return log_softmax_derivative(grad, y, int(dim))
 
 
 @op
