@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ksearch import backends, env, families, operators
+from ksearch import backends, env, families, operators, private
 from ksearch.backends import Backend
 from ksearch.errors import BadShape, DeviceBusy, KsearchError, NoSuchDevice
 from ksearch.evaluate.messages import Job
@@ -139,7 +139,7 @@ def device_lock(target: Target) -> Iterator[None]:
     path = env.cache_dir() / "locks" / f"{which}.lock"
     lock = FileLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private.make_cache(env.cache_dir(), "locks")
         lock.acquire(timeout=0)
     except Timeout as error:
         name = target.backend if target.backend == "cpu" else f"{target.backend}:{target.index}"

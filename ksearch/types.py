@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
@@ -20,6 +21,17 @@ Option: TypeAlias = float | int | bool | str
 
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Supported dtypes and their sizes in bytes; arithmetic is in float32 for all of them."""
+
+INDEX_BYTES = 8
+"""Of an index, an int64 that a kernel takes or gives beside tensors of those dtypes."""
+
+CONTIGUOUS = "contiguous"
+"""The layout in which a row is the last dimension."""
+
+CHANNELS = "channels"
+EACH = "each"
+ACROSS = "across"
+"""See `Workload.layout`."""
 
 POLICIES = ("strict", "tf32")
 """How exact a result must be; see `Workload.policy`."""
@@ -39,9 +51,10 @@ def digest(text: str | bytes) -> str:
 class Workload:
     """What is to be computed: an op on tensors of one shape and dtype.
 
-    `shape` is that of the op's full tensors; it is seen as `rows` x `cols`, where `cols` is the last
-    dimension (compiled into the kernel) and `rows` the product of the others (a launch argument). Of an op
-    that starts with a linear it is the shape of what the linear gives, and `inner` the length of the sums.
+    `shape` is that of the op's full tensors; it is seen as `rows` x `cols`, where `cols` is the product of
+    the dimensions that `layout` names (compiled into the kernel) and `rows` that of the others (a launch
+    argument). Of an op that starts with a linear it is the shape of what the linear gives, and `inner` the
+    length of the sums.
     """
 
     op: str
@@ -51,7 +64,10 @@ class Workload:
     """Keyword options of the op, sorted by name; compiled in."""
     program: str = ""
     """Digest of what the op computes, so that an edited op never meets an old kernel."""
-    layout: str = "contiguous"
+    layout: str = CONTIGUOUS
+    """Which dimensions make up a row: `contiguous`, the last one; `over -2,-1`; `over all`; `channels`, the
+    last one, and something has a value for each place of the second; `groups 8`, an eighth of the second and
+    all behind it; `groups each`, all behind the second; `groups across`, these and the first."""
     policy: str = "strict"
     """Numerics policy; `strict`: error no worse than PyTorch's own in this dtype, up to a small factor.
     `tf32`: what PyTorch gives where it may round a linear's float32 operands to TF32."""
@@ -61,19 +77,58 @@ class Workload:
     """Features that a linear sums over; 0 where the op has none."""
 
     @property
+    def over(self) -> tuple[int, ...]:
+        """The dimensions that make up a row, counted from the last; empty where all do."""
+        if not self.layout.startswith("over "):
+            return (-1,)
+        dims = self.layout.removeprefix("over ")
+        return () if dims == "all" else tuple(map(int, dims.split(",")))
+
+    @property
+    def groups(self) -> int:
+        """Rows that each have a part of the second dimension, and all behind it; 0 where they are others."""
+        if not self.layout.startswith("groups "):
+            return 0
+        number = self.layout.removeprefix("groups ")
+        return self.shape[1] if number in (EACH, ACROSS) else int(number)
+
+    @property
+    def segment(self) -> int:
+        """Elements of each piece of a row, where it is in as many pieces as there are places of the first
+        dimension; 0 where it is not."""
+        return math.prod(self.shape[2:]) if self.layout == f"groups {ACROSS}" else 0
+
+    @property
+    def channels(self) -> int:
+        """Places of the second dimension."""
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def together(self) -> int:
+        """Rows that the op's function cannot take one without the others: it tells them apart."""
+        if self.layout == CHANNELS:
+            return math.prod(self.shape[1:-1])
+        return 1 if self.segment else self.groups or self.stride
+
+    @property
     def cols(self) -> int:
-        return self.shape[-1] if self.shape else 1
+        if self.groups:
+            return (self.numel if self.segment else math.prod(self.shape[1:])) // self.groups
+        over = self.over or range(-len(self.shape), 0)
+        return math.prod(self.shape[dim] for dim in over if -dim <= len(self.shape))
 
     @property
     def rows(self) -> int:
         return self.numel // self.cols
 
     @property
+    def stride(self) -> int:
+        """Elements from one column of a row to the next: 1 where a row is in one piece."""
+        return math.prod(self.shape[len(self.shape) + self.over[-1] + 1 :]) if self.over else 1
+
+    @property
     def numel(self) -> int:
-        n = 1
-        for dim in self.shape:
-            n *= dim
-        return n
+        return math.prod(self.shape)
 
     @property
     def itemsize(self) -> int:
@@ -101,6 +156,11 @@ class Workload:
         options = "".join(f" {name}={value}" for name, value in self.options)
         policy = "" if self.policy == "strict" else f" {self.policy}"
         return f"{self.op} {self.shape_text} {self.dtype}{policy}{options}"
+
+
+def layout_over(dims: tuple[int, ...]) -> str:
+    """The layout whose rows are of these dimensions; see `Workload.over`."""
+    return CONTIGUOUS if dims == (-1,) else f"over {','.join(map(str, dims)) or 'all'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +322,10 @@ class Status(enum.StrEnum):
     WRONG = "wrong"
     OUT_OF_BOUNDS = "out_of_bounds"
     NONDETERMINISTIC = "nondeterministic"
+    SUSPICIOUS = "suspicious"
+    """Right as far as was seen, and faster than what bounds every kernel: not believed."""
+    UNSAFE = "unsafe"
+    """Right, and compute-sanitizer found an error in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +373,7 @@ class Winner:
     """Of what runs: the kernel, or PyTorch where PyTorch won."""
     baseline_us: float
     ceiling_us: float
-    certificate: dict[str, Any] = field(default_factory=dict)
+    certificate: Mapping[str, Any] = field(default_factory=dict)
     """Evidence: samples, confidence interval, errors, versions, environment."""
     created: str = ""
     """UTC, ISO 8601."""

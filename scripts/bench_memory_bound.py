@@ -27,7 +27,7 @@ from _seats import Row, Run, add_options, collect, first_line, make_seats, serve
 
 from ksearch import backends
 from ksearch.evaluate.process import Answer
-from ksearch.types import ITEMSIZE, Target
+from ksearch.types import ITEMSIZE, Option, Target
 
 ROWWISE = ("softmax", "log_softmax", "rmsnorm", "layernorm")
 SHAPES = (
@@ -35,6 +35,11 @@ SHAPES = (
     *((4096, 65536), (2048, 131072), (1024, 262144), (8, 131072), (256, 4096)),
 )
 POINTWISE = ("gelu", "silu", "swiglu", "residual_add", "add_rmsnorm")
+REDUCTIONS = ("sum", "amax", "argmax", "logsumexp", "var", "norm")
+LOSSES = ("cross_entropy", "mse_loss", "kl_div", "triplet_margin_loss")
+LOGITS = ((32768, 4096), (8192, 128256))
+SCANS = ("cumsum", "cumprod", "reverse_cumsum", "exclusive_cumsum", "masked_cumsum")
+IMAGES = ("rms_scale", "groupnorm", "instancenorm", "batchnorm")
 WORKLOADS: tuple[Workload, ...] = (
     ("softmax", (4096, 393216), "float32"),
     ("sigmoid", (4096, 393216), "float32"),
@@ -43,6 +48,20 @@ WORKLOADS: tuple[Workload, ...] = (
     *((op, (4096, 14336), "bfloat16") for op in POINTWISE),
     ("softmax", (1, 10_000_000), "float32"),
     ("softmax", (1_000_000, 64), "bfloat16"),
+    *((op, (32768, 4096), dtype) for op in REDUCTIONS for dtype in ("float32", "bfloat16")),
+    *((op, (100_000_000,), "float32") for op in ("sum", "argmax", "norm")),
+    *(("sum", shape, "float32") for shape in ((8, 131072), (32768, 256), (2048, 131072))),
+    ("sum", (1_000_000, 64), "bfloat16"),
+    *(("cross_entropy", shape, dtype) for dtype in ("float32", "bfloat16") for shape in LOGITS),
+    *((op, (32768, 4096), dtype) for op in LOSSES[1:] for dtype in ("float32", "bfloat16")),
+    *((op, (32768, 32768), "float32") for op in SCANS),
+    *(("cumsum", (8192, 8192), dtype) for dtype in ("float32", "bfloat16")),
+    *(("cumsum", shape, "float32") for shape in ((1, 100_000_000), (8, 1_000_000), (32768, 256))),
+    *((op, (112, 64, 512, 512), "float32") for op in IMAGES),
+    *(("softmax", (64, 512, 4096), dtype) for dtype in ("float32", "bfloat16")),
+    ("softmax", (16, 4096, 4096), "float32"),
+    *((op, (128, 4096, 4095), "float32") for op in ("sum", "argmax")),
+    ("layernorm", (16, 4_194_304), "float32"),
 )
 COLUMNS = (
     *("workload", "ksearch us", "copy_ us", "of copy_", "times eager", "times torch.compile", "times Liger"),
@@ -73,8 +92,25 @@ def measure(task: tuple[Workload, int, float], device: str, database: Path) -> R
         return found
 
     target = backends.get(device).target()
-    row = tune_and_race(workload, target, database, trials=trials, seconds=seconds, more=more)
+    row = tune_and_race(
+        workload, target, database, trials=trials, seconds=seconds, options=options_of(workload), more=more
+    )
     return row | facts
+
+
+def options_of(workload: Workload) -> dict[str, Option]:
+    """Reductions are over the last of two dims, over the middle one of three, and of one dim over all."""
+    op, shape, _ = workload
+    if op == "groupnorm":
+        return {"groups": 8}
+    if len(shape) == 3 and op in (*REDUCTIONS, *ROWWISE):
+        return {"dim": "-2"}
+    return {"dim": "-1"} if op in REDUCTIONS and len(shape) > 1 else {}
+
+
+def name_of(workload: Workload) -> str:
+    """Its row's."""
+    return label(workload, options_of(workload))
 
 
 def peers(case: Case) -> tuple[dict[str, Call], Row]:
@@ -114,7 +150,7 @@ def measure_all(
 ) -> None:
     """`keep` gets a row for each workload, the largest first, so that no long one is left to the last."""
     tasks = [
-        (label(workload), (workload, trials, seconds))
+        (name_of(workload), (workload, trials, seconds))
         for workload in sorted(workloads, key=size_bytes, reverse=True)
     ]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -124,24 +160,26 @@ def measure_all(
 
 def missing(workloads: Sequence[Workload], select: str, known: Mapping[str, Row]) -> list[Workload]:
     """Those that the expression finds and that have no row yet, or one that says that they failed."""
-    found = [each for each in workloads if re.search(select, label(each))]
-    return [each for each in found if label(each) not in known or "error" in known[label(each)]]
+    found = [each for each in workloads if re.search(select, name_of(each))]
+    return [each for each in found if name_of(each) not in known or "error" in known[name_of(each)]]
 
 
 def summarize(rows: Mapping[str, Row]) -> list[str]:
     """What the table says in all, as lines of a Markdown list."""
     good = {name: row for name, row in rows.items() if "error" not in row}
     lines = []
-    large = {
-        label(each): good[label(each)]["of copy_"]
-        for each in WORKLOADS
-        if each[0] in ROWWISE and size_bytes(each) >= 4 << 20 and label(each) in good
-    }
-    if large:
+    for ops in (ROWWISE, (*REDUCTIONS, *LOSSES)):
+        large = {
+            name_of(each): good[name_of(each)]["of copy_"]
+            for each in WORKLOADS
+            if each[0] in ops and size_bytes(each) >= 4 << 20 and name_of(each) in good
+        }
+        if not large:
+            continue
         least = min(large, key=large.__getitem__)
-        by_op = {op: [of for name, of in large.items() if name.split()[0] == op] for op in ROWWISE}
+        by_op = {op: [of for name, of in large.items() if name.split()[0] == op] for op in ops}
         lines.append(
-            f"Of copy_, the {len(large)} rows of {', '.join(ROWWISE)} with an input of 4 MB (2^22 bytes) or "
+            f"Of copy_, the {len(large)} rows of {', '.join(ops)} with an input of 4 MB (2^22 bytes) or "
             f"more: geometric mean {_mean(list(large.values())):.3f} ("
             + ", ".join(f"{op} {_mean(found):.3f}" for op, found in by_op.items() if found)
             + f"); least {large[least]:.3f}, {least}."
@@ -212,7 +250,7 @@ def main() -> None:
         )
 
     known = collect(arguments, measure)
-    rows = {label(each): known[label(each)] for each in WORKLOADS if label(each) in known}
+    rows = {name_of(each): known[name_of(each)] for each in WORKLOADS if name_of(each) in known}
     command = f"python scripts/bench_memory_bound.py --trials {arguments.trials} --gpus {arguments.gpus}"
     command += f" --select '{arguments.select}'" if arguments.select else ""
     report(arguments, backends.get("cuda").target(0), rows, command)

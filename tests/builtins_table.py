@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ksearch.types import Option
 
 VARIANTS: tuple[tuple[str, dict[str, Option]], ...] = (
@@ -64,6 +66,56 @@ VARIANTS: tuple[tuple[str, dict[str, Option]], ...] = (
     ("rmsnorm_backward", {"weight": "none", "eps": 1e-5}),
     ("layernorm_backward", {}),
     ("layernorm_backward", {"weight": "none"}),
+    ("sum", {}),
+    ("sum", {"dim": "-1"}),
+    ("sum", {"dim": "-2,-1", "keepdim": True}),
+    ("mean", {}),
+    ("mean", {"dim": "-1", "keepdim": True}),
+    ("prod", {"dim": "-1"}),
+    ("amax", {}),
+    ("amin", {"dim": "-1"}),
+    ("argmax", {}),
+    ("argmin", {"dim": "-1"}),
+    ("logsumexp", {}),
+    ("norm", {"ord": 1.0}),
+    ("norm", {"ord": math.inf, "dim": "-1"}),
+    ("norm", {"dim": "-1"}),
+    ("var", {}),
+    ("std", {"dim": "-1", "correction": 0.0}),
+    ("mse_loss", {}),
+    ("l1_loss", {"reduction": "sum"}),
+    ("smooth_l1_loss", {"beta": 0.5}),
+    ("huber_loss", {"delta": 0.5}),
+    ("kl_div", {"reduction": "batchmean"}),
+    ("kl_div", {"log_target": True}),
+    ("hinge_embedding_loss", {}),
+    ("hinge_loss", {}),
+    ("hinge_loss", {"target": "row"}),
+    ("hinge_loss", {"target": "column"}),
+    ("frobenius_normalize", {}),
+    ("triplet_margin_loss", {}),
+    ("triplet_margin_loss", {"reduction": "none", "swap": True}),
+    ("cross_entropy", {}),
+    ("cross_entropy", {"reduction": "none", "label_smoothing": 0.1}),
+    ("cross_entropy", {"reduction": "sum", "ignore_index": 3}),
+    ("groupnorm", {"groups": 1}),
+    ("groupnorm", {"groups": 1, "weight": "none", "bias": "none"}),
+    ("instancenorm", {}),
+    ("instancenorm", {"weight": "none", "bias": "none"}),
+    ("batchnorm", {}),
+    ("batchnorm", {"weight": "none", "bias": "none"}),
+    ("batchnorm_training", {}),
+    ("batchnorm_training", {"weight": "none", "bias": "none"}),
+    ("cumsum", {}),
+    ("cumprod", {}),
+    ("reverse_cumsum", {}),
+    ("exclusive_cumsum", {}),
+    ("masked_cumsum", {}),
+    ("softmax", {"dim": "-2"}),
+    ("log_softmax", {"dim": "-2"}),
+    ("rms_scale", {"dim": "-2"}),
+    ("softmax_backward", {"dim": "-2"}),
+    ("log_softmax_backward", {"dim": "-2"}),
 )
 
 

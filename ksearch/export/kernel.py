@@ -97,6 +97,12 @@ class ExportedKernel:
         return tuple(f"out{number}" for number in range(len(self.op.output_shapes(self.workload))))
 
     @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Of each input, then of each output."""
+        inputs = tuple(item.dtype(self.workload.dtype) for item in self._items)
+        return (*inputs, *self.op.output_dtypes(self.workload))
+
+    @property
     def declared(self) -> tuple[str, ...]:
         """The parameters of its launcher that are tensors, in C."""
         inputs = tuple(f"const void* {name}" for name in self.operands)
@@ -107,8 +113,13 @@ class ExportedKernel:
         """What its launcher believes of the tensors, in lines."""
         workload = self.workload
         shapes = self.op.input_shapes(workload.shape, dict(workload.options), workload.inner)
-        stated = zip((*self.inputs, *self.outputs), (*shapes, *self.op.output_shapes(workload)), strict=True)
-        listed = ", ".join(f"{name} {'x'.join(map(str, shape)) or '1'}" for name, shape in stated)
+        names, outputs = (*self.inputs, *self.outputs), self.op.output_shapes(workload)
+        stated = zip(names, (*shapes, *outputs), self.dtypes, strict=True)
+        listed = ", ".join(
+            f"{name} {'x'.join(map(str, shape)) or '1'}"
+            + (f" of {dtype}" if dtype in ("int64", "bool") else "")
+            for name, shape, dtype in stated
+        )
         text = (
             f"Tensors are contiguous, of {workload.dtype}, and start at a multiple of "
             f"{self.launch.alignment} bytes: {listed}, with rows = {workload.rows}, for which it was tuned. "
@@ -132,7 +143,9 @@ class ExportedKernel:
             f"{winner.baseline_us:.1f} us, {winner.speedup:.2f} times as fast{surely}. Config: {config}."
         )
         target = winner.target
-        return [f"{self.workload} on {target.device} ({target.arch}).", "", *textwrap.wrap(found, 100)]
+        lines = [f"{self.workload} on {target.device} ({target.arch}).", "", *textwrap.wrap(found, 100)]
+        # In a docstring, or behind //: no name of a device or value of a config may end either.
+        return [line.replace('"', "'").replace("\\", "/") for line in lines]
 
 
 def commented(lines: Iterable[str]) -> str:

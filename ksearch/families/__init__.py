@@ -14,8 +14,14 @@ from ksearch.families.linear_cuda import LinearCuda
 from ksearch.families.own import OwnTemplate
 from ksearch.families.pointwise_cpu import PointwiseCpu
 from ksearch.families.pointwise_cuda import PointwiseCuda
+from ksearch.families.reduction_cpu import ReductionCpu
+from ksearch.families.reduction_cuda import ReductionCuda
 from ksearch.families.rowwise_cpu import RowwiseCpu
 from ksearch.families.rowwise_cuda import RowwiseCuda
+from ksearch.families.scan_cpu import ScanCpu
+from ksearch.families.scan_cuda import ScanCuda
+from ksearch.families.strided_cpu import StridedCpu
+from ksearch.families.strided_cuda import StridedCuda
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
@@ -27,6 +33,12 @@ _FAMILIES: dict[tuple[str, str], Family] = {
     ("pointwise", "cpu"): PointwiseCpu(),
     ("rowwise", "cuda"): RowwiseCuda(),
     ("rowwise", "cpu"): RowwiseCpu(),
+    ("reduction", "cuda"): ReductionCuda(),
+    ("reduction", "cpu"): ReductionCpu(),
+    ("scan", "cuda"): ScanCuda(),
+    ("scan", "cpu"): ScanCpu(),
+    ("strided", "cpu"): StridedCpu(),
+    ("strided", "cuda"): StridedCuda(),
     ("linear", "cpu"): LinearCpu(),
     ("linear", "cuda"): LinearCuda(),
 }
@@ -42,6 +54,10 @@ def find(op: Op, backend: str, **options: float | int | bool | str) -> Family:
         raise UsageError(
             f"op {op.name!r} has outputs of one value a row and others of the full shape: "
             "no kernel gives both; make two ops of it"
+        )
+    if family != "reduction" and (name := program.index):
+        raise UsageError(
+            f"op {op.name!r} has the index {name!r}: only a kernel that gives one value a row takes one"
         )
     if (family, backend) not in _FAMILIES:
         raise UsageError(f"op {op.name!r} needs the family {family!r}, which has no template for {backend}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ksearch.families.channels import channel_variables
 from ksearch.operators.program import Program
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
@@ -56,7 +57,8 @@ def is_filled(config: Config, cols: int) -> bool:
 
 def launch(config: Config, workload: Workload) -> Launch:
     """Any address of an element will do: loads are unaligned, streamed stores peel to alignment."""
-    return Launch(threads=int(config["threads"]), alignment=workload.itemsize, most_rows=ANY_ROWS)
+    most_rows = ANY_ROWS if workload.over else 1
+    return Launch(threads=int(config["threads"]), alignment=workload.itemsize, most_rows=most_rows)
 
 
 def common_variables(program: Program, workload: Workload) -> dict[str, Any]:
@@ -66,4 +68,5 @@ def common_variables(program: Program, workload: Workload) -> dict[str, Any]:
         "element": _ELEMENTS[workload.dtype],
         "spread": [item for item in program.inputs if not item.role.by_row],
         "row_values": [item for item in program.inputs if item.role.by_row],
+        **channel_variables(program, workload),
     }

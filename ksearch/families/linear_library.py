@@ -25,7 +25,7 @@ class LinearLibrary:
 
     def family(self, program: Program) -> Family:
         """Of the kernel that follows the product: its `template` is what is to be rendered."""
-        return self.rowwise if program.epilogue.family == "rowwise" else self.pointwise
+        return self.pointwise if program.epilogue.family == "pointwise" else self.rowwise
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
         return self.family(program).space(program.epilogue, workload, target)

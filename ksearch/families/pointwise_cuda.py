@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ksearch.families.base import Space
+from ksearch.families.channels import channel_variables
 from ksearch.families.cuda import (
     LOADS,
     STORES,
@@ -82,4 +83,8 @@ class PointwiseCuda:
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
-        return {**common_variables(program), "schedule": program.schedule()}
+        return {
+            **common_variables(program),
+            **channel_variables(program, workload),
+            "schedule": program.schedule(),
+        }

@@ -55,7 +55,7 @@ class RowwiseCpu:
             },
             is_valid=is_valid,
             free={
-                "prefetch": (True, False) if rows > 1 else (False,),
+                "prefetch": (True, False) if rows > 1 and not workload.segment else (False,),
                 "reciprocal": (True, False) if _ROW_DIVISION.search(two_step.text) else (False,),
             },
         )

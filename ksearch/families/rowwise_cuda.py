@@ -12,6 +12,7 @@ from typing import Any
 
 from ksearch.families import kept
 from ksearch.families.base import Space
+from ksearch.families.channels import channel_variables
 from ksearch.families.cuda import (
     CLUSTER_ARCH,
     LOADS,
@@ -37,7 +38,7 @@ class RowwiseCuda:
         cols, itemsize, units = workload.cols, workload.itemsize, target.units
         capability = compute_capability(target.arch)
         clusters = CLUSTERS if capability >= CLUSTER_ARCH else (1,)
-        bulk = capability >= CLUSTER_ARCH and cols * itemsize % 16 == 0
+        bulk = capability >= CLUSTER_ARCH and cols * itemsize % 16 == 0 and not workload.segment
         reads = max(1, sum(1 for i in program.inputs if i.role is Role.FULL))
         weights = sum(1 for i in program.inputs if i.role is Role.ROW)
         has_kept = kept.find(program.schedule(program.online_kinds), Kind.SUM_EXP) is not None
@@ -45,7 +46,8 @@ class RowwiseCuda:
 
         is_per_row = all(program.per_row)
         stored = 1 if is_per_row else len(program.outputs)
-        limits = Limits(workload, target, capability, reads, weights, stored, words, window(program))
+        vectors_of_rows = weights + sum(1 for i in program.inputs if i.role is Role.CHANNEL)
+        limits = Limits(workload, target, capability, reads, vectors_of_rows, stored, words, window(program))
         has_late = reads > len(cached_inputs(program))
         is_read_again = not is_per_row or len(program.schedule().stages) > 1
         return Space(
@@ -58,9 +60,9 @@ class RowwiseCuda:
                 "split": tuple(
                     n
                     for n in sorted({1, 4, 8, 16, 32, units // 4, units // 2, units, 2 * units})
-                    if n == 1 or (n > 1 and cols * itemsize >= 8192 * n and workload.rows * n <= 8 * units)
+                    if n == 1 or (n > 1 and cols * itemsize >= 8192 * n and workload.rows * n <= 16 * units)
                 ),
-                "vec": vectors(cols, itemsize),
+                "vec": tuple(v for v in vectors(cols, itemsize) if workload.segment % v == 0),
                 "storage": ("registers", "shared", "global") if bulk else ("registers", "global"),
                 "prefetch": (0, 1, 2) if bulk else (0,),
                 "min_blocks": (1, 2, 3, 4),
@@ -114,7 +116,12 @@ class RowwiseCuda:
         ]
         if workload.rows * 4 <= target.units:  # too few rows to fill the device with, or to fetch ahead
             alone = {**base, "threads": 512, "split": 2 * target.units, "min_blocks": 2, "storage": "global"}
-            return [alone, *clusters] if row_bytes > 4 << 20 else clusters
+            # The whole device holds a row of 16 MB in registers while the next one comes into shared memory;
+            # two at once are what L2 holds until they are read again.
+            pair = {**alone, "split": target.units, "unroll": 4, "load": "retain"}
+            whole = {**alone, "split": target.units, "min_blocks": 1, "storage": "registers"}
+            resident = [{**whole, "prefetch": int(row_bytes % 16 == 0)}, whole]
+            return [alone, *resident, pair, *clusters] if row_bytes > 4 << 20 else clusters
         # What led at 64 KB to 1.5 MB a row (H200): small blocks, many of them, the next row on its way.
         ahead = dict(base)
         if row_bytes % 16 == 0:  # else no bulk copies
@@ -174,12 +181,14 @@ class RowwiseCuda:
             "schedule": schedule,
             "widths": [width_of(stage) for stage in schedule.stages],
             "means_of": means_of,
+            "word_of": None,  # no place among the columns is asked for here
             "kept": found,
             "output_inputs": found.inputs if found else schedule.output_inputs,
             "cached": cached_inputs(program),
             "launder": must_launder(config, program, workload),
             "per_row": all(program.per_row),
             "workspace_bytes": workspace_bytes(config, program),
+            **channel_variables(program, workload),
         }
 
 

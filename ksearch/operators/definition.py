@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ksearch.errors import BadShape, TraceError, UnsupportedDtype, UsageError
 from ksearch.operators.program import Input, Program, Role, as_tuple
-from ksearch.operators.roles import shapes_of
+from ksearch.operators.roles import reduced, shapes_of
 from ksearch.operators.shape import Shape, check_shape, split_dims
 from ksearch.operators.signature import NONE, check_option, check_role, parse_option
 from ksearch.types import ITEMSIZE, POLICIES, Option, Workload
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ksearch.operators.template_op import TemplateOp
 
 _Options: TypeAlias = tuple[tuple[str, Option], ...]
+
+_LAST = "-1"
+"""The option `dim` of an op that is over the last dim, if nothing is said."""
 
 _MOST_KEPT = 1024
 """Programs of one op, and its workloads that were checked: an option may be a number that changes with every
@@ -68,6 +71,8 @@ class Op:
                 bound[name] = check_role(self.name, name, value, self.choices[name])
             else:
                 bound[name] = check_option(self.name, name, value, default)
+        if bound.get("dim") == self.options.get("dim") == _LAST:
+            del bound["dim"]  # so that ops keep the keys that they had before others dims were an option
         return tuple(sorted(bound.items()))
 
     def parse_option(self, name: str, text: str) -> Option:
@@ -129,7 +134,10 @@ class Op:
         dims, inner = check_shape(shape), 0
         if program.linear is not None:
             dims, inner = split_dims(self.name, dims)
-        workload = Workload(self.name, dims, dtype, bound, program.digest, policy=policy, inner=inner)
+        if (program.groups or program.has_channels) and len(dims) < 2:
+            raise BadShape(f"{self.name} needs a second dim, that of the channels, such as 32x64x56x56")
+        digest, layout = program.digest, program.layout
+        workload = Workload(self.name, dims, dtype, bound, digest, layout, policy, inner=inner)
         self.output_shapes(workload)  # refuses what the function does not run on
         return workload
 
@@ -181,7 +189,7 @@ class Op:
         self, shape: Shape, options: Mapping[str, Option] | None = None, inner: int = 0
     ) -> list[Shape]:
         """The shape of each input of a workload of these options, whose `shape` and `inner` are given."""
-        return [shapes_of(item.role, shape, inner)[0] for item in self.inputs_for(options or {})]
+        return [each[0] for each in self._shapes(shape, options or {}, inner)]
 
     def accepted_shapes(
         self, shape: Shape, options: Mapping[str, Option], inner: int = 0
@@ -192,14 +200,22 @@ class Op:
         one role, the function may insist on its shape, as layer_norm does.
         """
         accepted = []
-        for item in self.inputs_for(options):
-            shapes = shapes_of(item.role, shape, inner)
+        for item, shapes in zip(self.inputs_for(options), self._shapes(shape, options, inner), strict=True):
             is_chosen = len({*self.roles(item)} - {NONE}) > 1
             accepted.append(shapes if is_chosen else shapes[:1])
         return accepted
 
+    def _shapes(self, shape: Shape, options: Mapping[str, Option], inner: int) -> list[list[Shape]]:
+        """For each input every shape that its role allows."""
+        over = self.program(**options).over if self.template_op is None else (-1,)
+        return [shapes_of(item.role, shape, inner, over) for item in self.inputs_for(options)]
+
+    def output_dtypes(self, workload: Workload) -> tuple[str, ...]:
+        """What each output holds: the workload's dtype, or int64."""
+        return self.program(**dict(workload.options)).output_dtypes(workload.dtype)
+
     def output_shapes(self, workload: Workload) -> list[Shape]:
-        """The shape of each output: the workload's, or after a linear one value a row, (..., 1) or (...,).
+        """The shape of each output: the workload's, (..., 1) or (...,) of one value a row, () of one for all.
 
         Raises BadShape and UnsupportedDtype where the function does not run, or gives something else.
         """
@@ -240,11 +256,13 @@ class Op:
         """The shapes of the outputs, where the function keeps the shape and dtype as a kernel does."""
         import torch
 
-        dtype = getattr(torch, workload.dtype)
         options = dict(workload.options)
-        per_row = self.program(**options).per_row
+        program = self.program(**options)
         shapes = self.input_shapes(workload.shape, options, workload.inner)
-        tensors = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
+        tensors = [
+            torch.empty(shape, dtype=getattr(torch, item.dtype(workload.dtype)), device="meta")
+            for item, shape in zip(self.inputs_for(options), shapes, strict=True)
+        ]
         try:
             result = self.caller(options)(*tensors)
         except Exception as error:  # the user's own code: it may raise anything
@@ -253,13 +271,22 @@ class Op:
         results = as_tuple(result)
         for number, each in enumerate(results):
             name = self.name if len(results) == 1 else f"output {number} of {self.name}"
-            batch = workload.shape[:-1]
-            if tuple(each.shape) not in ([batch, (*batch, 1)] if per_row[number] else [workload.shape]):
+            role = program.output_roles[number]
+            allowed: dict[Role, list[Shape]] = {
+                Role.FULL: [workload.shape],
+                Role.COLUMN: [reduced(workload.shape, program.over, keepdim=kept) for kept in (False, True)],
+                Role.SCALAR: [()],
+            }
+            if tuple(each.shape) not in allowed[role]:
                 shape = "x".join(map(str, each.shape)) or "()"
-                must = "it must have one value for each row" if per_row[number] else "it must keep the shape"
+                must = {
+                    Role.FULL: "it must keep the shape",
+                    Role.COLUMN: "it must have one value for each row",
+                    Role.SCALAR: "it must be one value for all rows",
+                }[role]
                 raise BadShape(f"{name} has shape {shape} for {workload.shape_text}: {must}")
-            if each.dtype != dtype:
-                gives = str(each.dtype).removeprefix("torch.")
+            gives = str(each.dtype).removeprefix("torch.")
+            if gives != program.output_dtypes(workload.dtype)[number]:
                 remedy = f"end it with .to({self.inputs[0].name}.dtype)"
                 raise UnsupportedDtype(f"{name} gives {gives} for {workload.dtype}: {remedy}")
         return [tuple(each.shape) for each in results]

@@ -39,6 +39,8 @@ class Value:
     index: int
     is_flat: bool = False
     """One value a row that has lost the dim of the columns: `sum(dim=-1)` without keepdim."""
+    is_reversed: bool = False
+    """Its columns stand in reverse order, as `flip(-1)` puts them."""
 
     @property
     def has_rows(self) -> bool:
@@ -102,6 +104,13 @@ class Transposed:
     tensor: Value
 
 
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A tensor without its last column, as an exclusive sum is written: shifted by one, 0 in its place."""
+
+    tensor: Value
+
+
 class Graph:
     """Nodes in order of definition, none of them twice."""
 
@@ -112,11 +121,19 @@ class Graph:
         self.nodes: list[Node] = []
         self.spread: list[tuple[bool, bool]] = []
         """For each node, whether it differs from row to row, and from column to column."""
+        self.over: tuple[int, ...] | None = None
+        """The dims that reductions are over; None before the first."""
+        self.groups = 0
+        """See `Program.groups`."""
         self._seen: dict[object, int] = {}
+        self._totals: set[int] = set()
+        """Nodes that are computed from a sum over all rows."""
 
     def input(self, item: Input) -> Value:
-        spread = (item.role in (Role.FULL, Role.COLUMN), not item.role.by_row)
-        return self._node("input", (item.name,), spread)
+        has_rows = item.role in (Role.FULL, Role.COLUMN, Role.INDEX, Role.CHANNEL, Role.MASK)
+        spread = (has_rows, not item.role.by_row)
+        value = self._node("input", (item.name,), spread)
+        return replace(value, is_flat=item.role is Role.INDEX)
 
     def const(self, value: float) -> Value:
         if value == 0 and math.copysign(1.0, value) < 0:
@@ -134,10 +151,32 @@ class Graph:
         Raises TraceError where PyTorch would broadcast a value that has lost a dim along another one.
         """
         values = [self._value(arg) for arg in args]
+        self._check_use(op, values)
         flat = any(value.is_flat for value in values)
         if flat and any(not value.is_flat and not self._is_number(value) for value in values):
-            raise TraceError("a value a row without the reduced dim meets a tensor: write keepdim=True")
-        return replace(self._simplified(op, values), is_flat=flat)
+            if self.over != ():  # a tensor without dims broadcasts along anything
+                raise TraceError("a value a row without the reduced dim meets a tensor: write keepdim=True")
+            flat = False
+        orders = {value.is_reversed for value in values if value.has_cols}
+        if len(orders) == 2:
+            raise TraceError("a reversed tensor meets one that is not: flip both, or neither")
+        return replace(self._simplified(op, values), is_flat=flat, is_reversed=True in orders)
+
+    def _check_use(self, op: str, values: list[Value]) -> None:
+        """Raises TraceError for an index that is computed with, and a sum over all rows that meets a row."""
+        for value in values:
+            node = self.nodes[value.index]
+            if node.op in ("reduce_argmax", "reduce_argmin"):
+                raise TraceError("the index of a maximum or minimum can only be returned")
+            others = [other for other in values if other.index != value.index]
+            if self.is_index(value) and (op not in ("==", "!=") or not all(map(self._is_number, others))):
+                raise TraceError("an index can only be compared with a number")
+            if self.is_total(value) and any(other.has_rows or other.has_cols for other in others):
+                raise TraceError("a sum over all rows comes last: it cannot meet another value of a row")
+
+    def is_total(self, value: Value) -> bool:
+        """Whether it is computed from a sum over all rows."""
+        return value.index in self._totals
 
     def _simplified(self, op: str, values: list[Value]) -> Value:
         if op == "/" and (simpler := self._divide(*values)) is not None:
@@ -158,11 +197,109 @@ class Graph:
         test = self.apply(sign, a, b)
         return Mask(lambda x, y: self.apply("where", test, x, y))
 
-    def reduce(self, kind: str, value: Value) -> Value:
-        """`sum`, `max` or `min` over the columns, kept as one. Raises TraceError where there are none."""
+    def reduce(self, kind: str, value: Value, over: tuple[int, ...] | None = None) -> Value:
+        """Over the columns, kept as one; `kind` is one of Kind.
+
+        `over`: the dims that they are, None for those of the other reductions. Raises TraceError where there
+        are none, or the dims are others.
+        """
         if not value.has_cols:
             raise TraceError("the value to reduce has one column only, so there is nothing left to reduce")
+        if self.groups and over is not None:
+            raise TraceError("it reduces over groups of channels, and another reduction over something else")
+        over = over if over is not None else self.over if self.over is not None else (-1,)
+        if self.over not in (None, over):
+            raise TraceError(
+                f"it reduces over {_listed(over)}, and another reduction over {_listed(self.over or ())}: "
+                "all of an op are over the same dims"
+            )
+        self.over = over
         return self._node(f"reduce_{kind}", (value.index,), (value.has_rows, False))
+
+    @property
+    def is_broadcast(self) -> bool:
+        """Whether some input is the same along rows or columns, so that these must stay apart."""
+        return any(item.role in (Role.ROW, Role.COLUMN, Role.INDEX) for item in self.inputs)
+
+    def fold(self, value: Value) -> Value:
+        """The sum of a row's value over all rows. Raises TraceError where it is no value of a row."""
+        if value.has_cols or not value.has_rows or self.over == ():
+            raise TraceError("the value to sum over all rows is not one a row")
+        return replace(self._node("fold_sum", (value.index,), (False, False)), is_flat=True)
+
+    def pick(self, value: Value, index: Value) -> Value:
+        """`value` at the column that an INDEX input names. Raises TraceError where it needs a reduction."""
+        needed = [value.index]
+        for i in needed:
+            needed.extend(self.nodes[i].operands)
+        if any(self.nodes[i].op.startswith(("reduce_", "pick")) for i in needed) or not value.has_cols:
+            raise TraceError("only what needs no reduction can be picked by an index")
+        return self._node("pick", (value.index, index.index), (True, False))
+
+    def group(self, count: int) -> None:
+        """Rows are groups of channels. Raises TraceError where they are something else already."""
+        if self.over is not None and self.groups != count:
+            raise TraceError("it reduces over groups of channels, and another reduction over something else")
+        self.groups, self.over = count, (-1,)
+
+    def channel(self, value: Value) -> Value:
+        """An input that has a value for each channel, if it is not known to be one yet.
+
+        Raises TraceError where it is no input.
+        """
+        name = self.input_name(value)
+        if name is None:
+            raise TraceError("what has a value for each channel must be a tensor of the op as it is")
+        self.infer(name, Role.CHANNEL)
+        return value
+
+    def last_dim(self) -> Value:
+        """The length of the last dim. Raises TraceError where a row is of others: it is not known then."""
+        if self.over not in (None, (-1,)) or self.groups:
+            raise TraceError("the last dim is not what it reduces over: write .mean() where that is meant")
+        self.over = (-1,)
+        return self.cols()
+
+    def rows(self) -> Value:
+        """How many rows there are, which is known when a kernel is started."""
+        return self._node("rows", (), (False, False))
+
+    def batch(self) -> Value:
+        """The first dim of the first input. Raises TraceError where that may be another with every call."""
+        if self.over != ():
+            raise TraceError("the first dim is known only to what reduces over the whole tensor")
+        return self._node("batch", (), (False, False))
+
+    def is_index(self, value: Value) -> bool:
+        """Whether it is an INDEX input, which comes without the dims that are reduced."""
+        name = self.input_name(value) or ""
+        return self.inferred.get(name) is Role.INDEX or Input(name, Role.INDEX) in self.inputs
+
+    def reverse(self, value: Value) -> Value:
+        """Its columns in reverse order; where it has one only, it is the same."""
+        return replace(value, is_reversed=value.has_cols and not value.is_reversed)
+
+    def scan(self, kind: str, value: Value) -> Value:
+        """`sum` or `prod` of all columns up to each one; from the last on where `value` is reversed.
+
+        Raises TraceError where there is one column only.
+        """
+        if not value.has_cols:
+            raise TraceError("the value has one column only, so there is nothing to go along")
+        op = f"scan_{kind}{'_reverse' if value.is_reversed else ''}"
+        return replace(self._node(op, (value.index,), (value.has_rows, True)), is_reversed=value.is_reversed)
+
+    def exclusive(self, scan: Value, fill: float) -> Value:
+        """The same without the column itself, shifted in from `fill`, which must be what nothing adds up to.
+
+        Raises TraceError where `scan` is none, or one already.
+        """
+        node = self.nodes[scan.index]
+        neutral = {"sum": 0.0, "prod": 1.0}.get(node.op.removeprefix("scan_").removesuffix("_reverse"))
+        if neutral is None or fill != neutral:
+            raise TraceError("only a cumsum can be shifted, with 0 before it, or a cumprod with 1")
+        shifted = self._node(f"{node.op}_exclusive", node.operands, self.spread[scan.index])
+        return replace(shifted, is_reversed=scan.is_reversed)
 
     def linear(self, left: Value, right: Value) -> Value:
         """The sums of products of every row of `left` with every row of `right`, both inputs.
@@ -170,7 +307,7 @@ class Graph:
         Raises TraceError unless it is the only one, and `left` the first input.
         """
         first, operands = self.inputs[0].name, (self.input_name(left), self.input_name(right))
-        if None in operands:
+        if None in operands or left.is_reversed or right.is_reversed:
             raise TraceError("its operands must be tensors of the op as they are: compute them beforehand")
         if operands[0] != first or operands[1] == first:
             raise TraceError(f"it must take the op's first tensor, {first!r}, and another one as its weight")
@@ -197,6 +334,8 @@ class Graph:
         """The input has that role, whatever it was taken for so far."""
         if Input(name, role) not in self.inputs:
             self.inferred[name] = role
+        if role is Role.INDEX:  # what is still written down of this graph must not trip over its columns
+            self.spread[self._seen["input", (repr(name),)]] = (True, False)
 
     def program(self, outputs: Sequence[Value]) -> Program:
         """What `outputs` need, numbered in the order in which it is needed."""
@@ -213,7 +352,9 @@ class Graph:
             node = self.nodes[index]
             args = tuple(order[i] for i in node.operands) or node.args
             nodes.append(Node(node.op, args))
-        return Program(self.inputs, tuple(nodes), tuple(order[output.index] for output in outputs))
+        results = tuple(order[output.index] for output in outputs)
+        over = (-1,) if self.over is None else self.over
+        return Program(self.inputs, tuple(nodes), results, over, self.groups)
 
     def _node(self, op: str, args: tuple[int | float | str, ...], spread: tuple[bool, bool]) -> Value:
         # repr, because nan != nan
@@ -222,6 +363,8 @@ class Graph:
             self._seen[key] = len(self.nodes)
             self.nodes.append(Node(op, args))
             self.spread.append(spread)
+            if op == "fold_sum" or self._totals.intersection(self.nodes[-1].operands):
+                self._totals.add(len(self.nodes) - 1)
         return Value(self, self._seen[key])
 
     def _is_number(self, value: Value) -> bool:
@@ -271,10 +414,16 @@ def compare(sign: str, a: Number, b: Number) -> Mask:
     raise TraceError(f"a tensor is needed here, not {describe(a)}")
 
 
+def _listed(over: tuple[int, ...]) -> str:
+    return f"dim {', '.join(map(str, over))}" if over else "everything"
+
+
 def describe(thing: object) -> str:
     """A word or two for a message: what a person would call it."""
     if isinstance(thing, Mask):
         return "a comparison (use it in torch.where, with & | ~, or make it a number with .float())"
     if isinstance(thing, Transposed):
         return "a transposed tensor"
+    if isinstance(thing, Shortened):
+        return "a part of a tensor"
     return repr(thing) if isinstance(thing, int | float | str | None) else f"a {type(thing).__name__}"

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ksearch.types import Workload, canonical_json, digest
+from ksearch.types import ACROSS, CHANNELS, EACH, INDEX_BYTES, Workload, canonical_json, digest, layout_over
 
 
 class Role(enum.StrEnum):
@@ -29,6 +29,12 @@ class Role(enum.StrEnum):
     """What a linear takes first: shape (..., inner)."""
     RIGHT = "right"
     """The weight of a linear as torch.nn.Linear keeps it: shape (cols, inner)."""
+    INDEX = "index"
+    """One int64 per row, shape (...): the place of one of its columns, such as the class of a sample."""
+    CHANNEL = "channel"
+    """One value for each place of the second dim, shape (channels,): the weight of a batch or group norm."""
+    MASK = "mask"
+    """Same shape as the first input, of bool: whether the element counts."""
 
     @property
     def is_operand(self) -> bool:
@@ -38,13 +44,17 @@ class Role(enum.StrEnum):
     @property
     def by_row(self) -> bool:
         """Whether it has no values of its own along the columns: a field of the struct Row."""
-        return self in (Role.COLUMN, Role.SCALAR)
+        return self in (Role.COLUMN, Role.SCALAR, Role.INDEX)
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     name: str
     role: Role = Role.FULL
+
+    def dtype(self, dtype: str) -> str:
+        """What it holds in a workload of that dtype."""
+        return {Role.INDEX: "int64", Role.MASK: "bool"}.get(self.role, dtype)
 
 
 class Kind(enum.StrEnum):
@@ -53,6 +63,10 @@ class Kind(enum.StrEnum):
     SUM = "sum"
     MAX = "max"
     MIN = "min"
+    PROD = "prod"
+    ARGMAX = "argmax"
+    """The place of the largest value, of equal ones the first; that of a NaN where there is one."""
+    ARGMIN = "argmin"
     SUM_EXP = "sum_exp"
     """sum(exp(value - max)), where max is the reduction `anchor` of the same stage: the online form."""
     SUM_SQUARES = "sum_squares"
@@ -67,6 +81,15 @@ class Reduction:
     kind: Kind
     anchor: int | None = None
     """SUM_EXP and SUM_SQUARES only: index in the stage of the MAX or SUM it is taken relative to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A value of the one column that an index names; it is the field `name` of the C++ struct Row."""
+
+    name: str
+    index: str
+    """Name of the INDEX input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +114,45 @@ class Schedule:
         KS_FN void finish0(Row& row);           // after stage 0's reductions are stored in row
         template <class T> KS_FN void output(const Element<T>& e, const Row& row, T (&value)[OUTPUTS]);
 
+    and of a program that picks values or sums over the rows
+
+        template <class T> KS_FN void pick(const Element<T>& e, const Row& row, T (&value)[PICKED]);
+        KS_FN void finish_pick(Row& row);       // after what was picked is stored in row, before stage 0
+        KS_FN void terms(const Row& row, float (&value)[TOTALS]);  // what the row adds to each total
+        KS_FN void finish_total(Row& all);      // after the totals are stored in a Row of their own
+        KS_FN void conclude(const Row& all, float (&value)[OUTPUTS]);  // instead of `output`
+
     `begin(Row&)` runs once the COLUMN and SCALAR inputs are loaded, before stage 0. Row values enter element
     expressions as `ks::splat<T>(row.r0)`, constants as `ks::splat<T>(0.5f)`, functions as `ks::exp(t3)`.
     A value that several functions compute is `const T t<number> = ...;` by the same name in all of them.
-    `COLS` (constexpr long long, the row length) is defined by the template before the text.
+    `COLS` (constexpr long long, the row length) is defined by the template before it. A wide schedule is
+    for lanes that are rows: `Row` and the functions on it are templates on T, too, and no row value is splat.
     """
 
     stages: tuple[Stage, ...]
     output_inputs: tuple[str, ...]
     """Names of the FULL and ROW inputs that the outputs' expressions read."""
     text: str
+    picks: tuple[Pick, ...] = ()
+    pick_inputs: tuple[str, ...] = ()
+    """Names of the FULL and ROW inputs of which `pick` reads one element each."""
+    totals: tuple[str, ...] = ()
+    """Fields of the struct Row for the sums over the rows, in the order of `terms`."""
+    places: tuple[str, ...] = ()
+    """For each output the field of the struct Row that it is, a `long long`; empty where it is no place."""
 
 
-LEAVES = ("input", "const", "cols", "source", "linear")
+LEAVES = ("input", "const", "cols", "rows", "batch", "source", "linear")
 """Nodes that are computed from no other."""
 
 ACCUMULATED = "acc"
 """What the result of a linear is called in the program of what follows it."""
+
+EACH_ITS_OWN, ACROSS_SAMPLES = -1, -2
+"""`Program.groups` where each place of the second dim, a channel, is a group, in each sample or in all."""
+
+SCANNED = "scanned"
+"""What the result of a scan is called in the program of what follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +171,12 @@ class Node:
 
     op: str
     """`input`, `const`, `cols` (the row length), a function of `ks::`, an arithmetic or comparison sign,
-    `neg`, `where` (comparison, then, else), or `reduce_sum`, `reduce_max`, `reduce_min`. A program may have
-    one `linear`: the products of two inputs' rows. The Program of an op with an own template has `source`
-    instead: the digest of its reference's text."""
+    `neg`, `where` (comparison, then, else), `reduce_sum` or another Kind, `pick` (a value, an INDEX input:
+    the value of the column so named), or `fold_sum`, the sum of a row's value over all rows. `rows` is how
+    many there are, `batch` the first dim of the first input. A program may have
+    one `linear`: the products of two inputs' rows; or one scan along the columns: `scan_sum` or `scan_prod`,
+    then `_reverse` where it begins with the last, then `_exclusive` where it leaves out the column itself.
+    The Program of an op with an own template has `source` instead: the digest of its reference's text."""
     args: tuple[int | float | str, ...]
     """Indices of earlier nodes; for `input` its name, for `linear` the names of its LEFT and its RIGHT, for
     `const` its value."""
@@ -146,7 +194,12 @@ class Program:
     inputs: tuple[Input, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
-    """Index of the node that each output is, in order: of the full shape, or after a linear one a row."""
+    """Index of the node that each output is, in order; see `output_roles`."""
+    over: tuple[int, ...] = (-1,)
+    """The dims that a row is made of, counted from the last; empty: all of them, and there is one row."""
+    groups: int = 0
+    """The second dim is cut into as many parts, each of which with all dims behind it is a row; EACH_ITS_OWN:
+    into its places; ACROSS_SAMPLES: the same, and a row has them of the whole first dim. 0: it is not."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -159,10 +212,18 @@ class Program:
 
     @property
     def family(self) -> str:
-        """`pointwise`, `rowwise` where anything is reduced over the columns, `linear` where it starts so."""
+        """`pointwise`, `rowwise` where anything is reduced over the columns, `reduction` where nothing else
+        is left of a row, `strided` where a row is of other dims than the last, `linear` where it starts so,
+        `scan` where something is summed up along the columns."""
         if self.linear is not None:
             return "linear"
-        return "rowwise" if any(n.op.startswith("reduce_") for n in self.nodes) else "pointwise"
+        if self.scan is not None:
+            return "scan"
+        if not any(n.op.startswith(("reduce_", "fold_")) for n in self.nodes):
+            return "pointwise"
+        if self.over and self.over[-1] != -1:
+            return "strided"
+        return "reduction" if all(self.per_row) else "rowwise"
 
     @property
     def linear(self) -> Node | None:
@@ -179,13 +240,80 @@ class Program:
             raise ValueError("the program has no linear")
         others = tuple(item for item in self.inputs if not item.role.is_operand)
         nodes = tuple(Node("input", (ACCUMULATED,)) if n.op == "linear" else n for n in self.nodes)
-        return Program((Input(ACCUMULATED), *others), nodes, self.outputs)
+        return Program((Input(ACCUMULATED), *others), nodes, self.outputs, self.over)
+
+    @property
+    def layout(self) -> str:
+        """See `Workload.layout`."""
+        if self.groups:
+            names = {EACH_ITS_OWN: EACH, ACROSS_SAMPLES: ACROSS}
+            return f"groups {names.get(self.groups, self.groups)}"
+        return CHANNELS if self.has_channels else layout_over(self.over)
+
+    @property
+    def has_channels(self) -> bool:
+        return any(item.role is Role.CHANNEL for item in self.inputs)
+
+    @property
+    def scan(self) -> Node | None:
+        """What is summed up, or multiplied, along the columns."""
+        return next((node for node in self.nodes if node.op.startswith("scan_")), None)
+
+    @property
+    def around_scan(self) -> tuple[Program, Program]:
+        """What comes before the scan, whose only output it takes; and what follows it, with the scan's result
+        as its last, FULL input `scanned`. Both are pointwise, and have all inputs. Raises ValueError where
+        there is no scan.
+        """
+        if self.scan is None:
+            raise ValueError("the program has no scan")
+        after = tuple(Node("input", (SCANNED,)) if node is self.scan else node for node in self.nodes)
+        return (
+            Program(self.inputs, self.nodes, self.scan.operands),
+            Program((*self.inputs, Input(SCANNED)), after, self.outputs),
+        )
 
     @property
     def per_row(self) -> tuple[bool, ...]:
-        """For each output, whether it has one value a row rather than the full shape."""
-        elementwise = self.elementwise
-        return tuple(not elementwise[index] for index in self.outputs)
+        """For each output, whether it has one value a row, or for all, rather than the full shape."""
+        return tuple(role is not Role.FULL for role in self.output_roles)
+
+    @property
+    def output_roles(self) -> tuple[Role, ...]:
+        """For each output FULL, COLUMN (one value a row) or SCALAR (one value for all rows)."""
+        elementwise, total = self.elementwise, self._depends_on("fold_sum")
+        return tuple(
+            Role.FULL if elementwise[i] else Role.SCALAR if total[i] else Role.COLUMN for i in self.outputs
+        )
+
+    @property
+    def is_total(self) -> bool:
+        """Whether something is summed over the rows, so that rows are no longer apart."""
+        return Role.SCALAR in self.output_roles
+
+    def output_dtypes(self, dtype: str) -> tuple[str, ...]:
+        """What each output holds in a workload of that dtype: places are int64."""
+        places = ("reduce_argmax", "reduce_argmin")
+        return tuple("int64" if self.nodes[i].op in places else dtype for i in self.outputs)
+
+    @property
+    def index(self) -> str:
+        """Name of an INDEX input; empty where there is none."""
+        return next((item.name for item in self.inputs if item.role is Role.INDEX), "")
+
+    def marks(self, name: str) -> tuple[int, ...]:
+        """The numbers that an INDEX input is compared with: they mean no column."""
+        given = {i for i, node in enumerate(self.nodes) if node.op == "input" and node.args == (name,)}
+        compared = [node.operands for node in self.nodes if node.op in ("==", "!=")]
+        others = [b if a in given else a for a, b in compared if {a, b} & given]
+        return tuple(int(float(self.nodes[i].args[0])) for i in others if self.nodes[i].op == "const")
+
+    def _depends_on(self, op: str) -> list[bool]:
+        """For each node, whether it is `op` or computed from it."""
+        found: list[bool] = []
+        for node in self.nodes:
+            found.append(node.op == op or any(found[i] for i in node.operands))
+        return found
 
     @property
     def elementwise(self) -> tuple[bool, ...]:
@@ -198,7 +326,7 @@ class Program:
             elif node.op == "input":
                 per_column.append(not roles[str(node.args[0])].by_row)
             else:
-                reduced = node.op.startswith("reduce_")
+                reduced = node.op.startswith(("reduce_", "pick", "fold_"))
                 per_column.append(not reduced and any(per_column[i] for i in node.operands))
         return tuple(per_column)
 
@@ -209,30 +337,40 @@ class Program:
 
         return frozenset(pair.kind for pair in schedule.online_pairs(self).values())
 
-    def schedule(self, online: Collection[Kind] = ()) -> Schedule:
+    def schedule(self, online: Collection[Kind] = (), *, wide: bool = False) -> Schedule:
         """The program as passes over a row; sums of the kinds `online` share their max's or mean's pass."""
         from ksearch.operators import schedule  # that module is written in terms of this one
 
-        return schedule.lay_out(self, frozenset(online))
+        return schedule.lay_out(self, frozenset(online), wide)
 
     def cost(self, workload: Workload) -> Cost:
         """What must happen at least, on any machine."""
         read = {str(node.args[0]) for node in self.nodes if node.op == "input"}
         if self.linear is not None:
             read |= {str(name) for name in self.linear.args}
-        sizes = {
-            Role.FULL: workload.numel, Role.ROW: workload.cols, Role.COLUMN: workload.rows, Role.SCALAR: 1,
-            Role.LEFT: workload.rows * workload.inner, Role.RIGHT: workload.cols * workload.inner,
-        }  # fmt: skip
-        elements = sum(workload.rows if per_row else workload.numel for per_row in self.per_row)
-        elements += sum(sizes[item.role] for item in self.inputs if item.name in read)
+        sizes = element_counts(workload.rows, workload.cols, workload.inner, workload.channels)
+        moved = [*zip(self.output_roles, self.output_dtypes(workload.dtype), strict=True)]
+        moved += [(item.role, item.dtype(workload.dtype)) for item in self.inputs if item.name in read]
+        moved_bytes = sum(
+            sizes[role] * {"int64": INDEX_BYTES, "bool": 1}.get(dtype, workload.itemsize)
+            for role, dtype in moved
+        )
         per_element = sum(
             1
             for node, per_column in zip(self.nodes, self.elementwise, strict=True)
             if node.op.startswith("reduce_") or (per_column and node.op not in LEAVES)
         )
         per_element += 2 * workload.inner
-        return Cost(bytes=elements * workload.itemsize, operations=per_element * workload.numel)
+        return Cost(bytes=moved_bytes, operations=per_element * workload.numel)
+
+
+def element_counts(rows: int, cols: int, inner: int, channels: int = 1) -> dict[Role, int]:
+    """How many elements a tensor of each role has."""
+    return {
+        Role.FULL: rows * cols, Role.ROW: cols, Role.COLUMN: rows, Role.SCALAR: 1,
+        Role.LEFT: rows * inner, Role.RIGHT: cols * inner, Role.INDEX: rows, Role.CHANNEL: channels,
+        Role.MASK: rows * cols,
+    }  # fmt: skip
 
 
 def as_tuple(result: Any) -> tuple[Any, ...]:
@@ -243,4 +381,9 @@ def as_tuple(result: Any) -> tuple[Any, ...]:
 @functools.lru_cache(maxsize=1024)
 def _digest(program: Program) -> str:
     """Kept, because every load of a kernel asks for it: 100 us, found again in 2 us."""
-    return digest(canonical_json(asdict(program)))[:16]
+    fields = asdict(program)
+    if program.over == (-1,):  # as programs were before there was another
+        del fields["over"]
+    if not program.groups:
+        del fields["groups"]
+    return digest(canonical_json(fields))[:16]

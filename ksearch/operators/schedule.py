@@ -13,13 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ksearch.operators.program import Kind, Node, Program, Reduction, Schedule, Stage
+from ksearch.operators.program import LEAVES, Kind, Node, Pick, Program, Reduction, Schedule, Stage
 
 _SIGNS = ("+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!=")
 _COMPARISONS = _SIGNS[4:]
 _Operand: TypeAlias = Callable[[int], str]
 """How the code at hand names a node."""
-_KINDS = {"reduce_sum": Kind.SUM, "reduce_max": Kind.MAX, "reduce_min": Kind.MIN}
+_KINDS = {
+    f"reduce_{kind}": kind for kind in (Kind.SUM, Kind.MAX, Kind.MIN, Kind.PROD, Kind.ARGMAX, Kind.ARGMIN)
+}
+_BEGIN, _PICKED = -2, -1
+"""When a row's values are computed that need no reduction: first of all, and with what was picked."""
+_CONCLUDED = 1 << 30
+"""The same of what needs a sum over all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +77,10 @@ def online_pairs(program: Program) -> dict[int, Pair]:
 
 
 @functools.lru_cache(maxsize=256)
-def lay_out(program: Program, online: frozenset[Kind]) -> Schedule:
+def lay_out(program: Program, online: frozenset[Kind], wide: bool = False) -> Schedule:
     """The stages of `program` and the C++ text that they call; see Schedule."""
     pairs = {index: pair for index, pair in online_pairs(program).items() if pair.kind in online}
-    return _Layout(program, pairs).schedule()
+    return _Layout(program, pairs, wide).schedule()
 
 
 @dataclass
@@ -86,23 +92,29 @@ class _Body:
 
 
 class _Layout:
-    def __init__(self, program: Program, pairs: Mapping[int, Pair]) -> None:
-        self.program, self.pairs = program, pairs
+    def __init__(self, program: Program, pairs: Mapping[int, Pair], wide: bool) -> None:
+        self.program, self.pairs, self.wide = program, pairs, wide
         self.nodes = program.nodes
         self.elementwise = program.elementwise
         self.roles = {item.name: item.role for item in program.inputs}
         self.ready: list[int] = []
-        """For each node, the last stage whose results it needs; -1 where it needs none."""
+        """For each node, the last stage whose results it needs, or _BEGIN, _PICKED or _CONCLUDED."""
         self.stages: list[list[int]] = []
         """For each stage, the reductions taken in it."""
         for i, node in enumerate(self.nodes):
-            ready = max((self.ready[j] for j in node.operands), default=-1)
-            if node.op in _KINDS:
-                ready = self.ready[pairs[i].anchor] if i in pairs else ready + 1
+            ready = max((self.ready[j] for j in node.operands), default=_BEGIN)
+            if node.op == "pick":
+                ready = _PICKED
+            elif node.op in ("fold_sum", "rows"):
+                ready = _CONCLUDED
+            elif node.op in _KINDS:
+                ready = self.ready[pairs[i].anchor] if i in pairs else max(ready, _PICKED) + 1
                 self.stages.extend([] for _ in range(ready + 1 - len(self.stages)))
                 self.stages[ready].append(i)
             self.ready.append(ready)
-        taken = [i for stage in self.stages for i in stage]
+        self.picks = [i for i, node in enumerate(self.nodes) if node.op == "pick"]
+        self.folds = [i for i, node in enumerate(self.nodes) if node.op == "fold_sum"]
+        taken = [i for stage in self.stages for i in stage] + self.picks + self.folds
         self.reduction_names = {i: f"r{number}" for number, i in enumerate(taken)}
         self.fields: set[int] = set()
         """Row values that are derived from others and outlive the function that computes them."""
@@ -110,12 +122,25 @@ class _Layout:
     def schedule(self) -> Schedule:
         reduced = [[self._reduced(i) for i in stage] for stage in self.stages]
         passes = [self._body(values) for values in reduced]
-        output = self._body(self.program.outputs)
+        picked = self._body([self.nodes[i].operands[0] for i in self.picks])
+        output = self._body([] if self.folds else self.program.outputs)
+        summed = [self.nodes[i].operands[0] for i in self.folds]
+        self.fields.update(i for i in summed if self._is_derived(i))
+        if self.folds:
+            self.fields.update(i for i in self.program.outputs if self._is_derived(i))
         needed = self._needed()
-        text = [self._element(), self._row(), self._finish("begin", -1, needed)]
+        text = [self._element(), self._row(), self._finish("begin", _BEGIN, needed)]
+        if self.picks:
+            text.append(self._pass("pick", picked, len(self.picks)))
+            text.append(self._finish("finish_pick", _PICKED, needed))
         for k, body in enumerate(passes):
             text += [self._pass(f"stage{k}", body, len(reduced[k])), self._finish(f"finish{k}", k, needed)]
-        text.append(self._pass("output", output, len(self.program.outputs)))
+        if self.folds:
+            text.append(self._finish("finish_total", _CONCLUDED, needed))
+            text.append(self._of_row("terms", summed))
+            text.append(self._of_row("conclude", self.program.outputs))
+        else:
+            text.append(self._pass("output", output, len(self.program.outputs)))
         return Schedule(
             stages=tuple(
                 Stage(tuple(self._reduction(i, stage) for i in stage), self._in_order(body.inputs))
@@ -123,7 +148,19 @@ class _Layout:
             ),
             output_inputs=self._in_order(output.inputs),
             text="\n".join(text),
+            picks=tuple(self._pick(i) for i in self.picks),
+            pick_inputs=self._in_order(picked.inputs),
+            totals=tuple(self.reduction_names[i] for i in self.folds),
+            places=tuple(self.reduction_names[i] if i in self.places else "" for i in self.program.outputs),
         )
+
+    @property
+    def places(self) -> set[int]:
+        """The reductions that give a place among the columns."""
+        return {i for i, node in enumerate(self.nodes) if node.op in ("reduce_argmax", "reduce_argmin")}
+
+    def _pick(self, index: int) -> Pick:
+        return Pick(self.reduction_names[index], str(self.nodes[self.nodes[index].operands[1]].args[0]))
 
     def _reduction(self, index: int, stage: list[int]) -> Reduction:
         name = self.reduction_names[index]
@@ -155,7 +192,8 @@ class _Layout:
                 self._note(i, body)
                 if not self._is_inline(i):
                     body.lines.append(f"const T t{i} = {self._expression(i, self._element_operand)};")
-        body.lines += [f"value[{k}] = {self._element_operand(i)};" for k, i in enumerate(results)]
+        values = [(k, i) for k, i in enumerate(results) if i not in self.places]
+        body.lines += [f"value[{k}] = {self._element_operand(i)};" for k, i in values]
         return body
 
     def _is_inline(self, i: int) -> bool:
@@ -172,14 +210,15 @@ class _Layout:
     def _element_operand(self, i: int) -> str:
         node = self.nodes[i]
         if not self.elementwise[i]:
-            return f"ks::splat<T>({self._row_operand(i, None)})"
+            value = self._row_operand(i, None)
+            return value if self.wide else f"ks::splat<T>({value})"
         return f"e.{node.args[0]}" if node.op == "input" else f"t{i}"
 
-    # Rows: statements on float, between the passes.
+    # Rows: statements on float, or on T where lanes are rows, between the passes.
 
     def _is_derived(self, i: int) -> bool:
         """Whether node `i` is one value per row that is neither given nor reduced."""
-        return not self.elementwise[i] and self.nodes[i].op not in ("input", "const", "cols", *_KINDS)
+        return not self.elementwise[i] and self.nodes[i].op not in (*LEAVES, "pick", "fold_sum", *_KINDS)
 
     def _needed(self) -> list[int]:
         """Every derived row value that some field needs; completes `fields` on the way."""
@@ -199,25 +238,33 @@ class _Layout:
     def _row_operand(self, i: int, stage: int | None) -> str:
         """How float code names node `i`; `stage` is that of the function it is in, None in a pass."""
         node = self.nodes[i]
-        if node.op == "const":
-            return float_literal(float(node.args[0]))
-        if node.op == "cols":
-            return "float(COLS)"
+        if node.op in ("const", "cols", "batch"):
+            is_const = node.op == "const"
+            number = float_literal(float(node.args[0])) if is_const else f"float({node.op.upper()})"
+            return f"ks::splat<T>({number})" if self.wide else number
+        if node.op == "rows":
+            return "row._rows"
         if node.op == "input":
             return f"row.{node.args[0]}"
         if i in self.reduction_names:
             return f"row.{self.reduction_names[i]}"
         return f"v{i}" if self.ready[i] == stage else f"row.v{i}"
 
+    def _of_row(self, name: str, values: Sequence[int]) -> str:
+        """A function that gives values of a row, none of which has any along the columns."""
+        lines = [f"value[{k}] = {self._row_operand(i, None)};" for k, i in enumerate(values)]
+        return _function(f"KS_FN void {name}(const Row& row, float (&value)[{len(values)}])", lines)
+
     def _finish(self, name: str, stage: int, needed: list[int]) -> str:
         lines = []
         for i in needed:
             if self.ready[i] == stage:
                 expression = self._expression(i, lambda j: self._row_operand(j, stage))
-                lines.append(f"const float v{i} = {expression};")
+                lines.append(f"const {'T' if self.wide else 'float'} v{i} = {expression};")
                 if i in self.fields:
                     lines.append(f"row.v{i} = v{i};")
-        return _function(f"KS_FN void {name}(Row& row)", lines)
+        kind, row = ("template <class T> ", "Row<T>") if self.wide else ("", "Row")
+        return _function(f"{kind}KS_FN void {name}({row}& row)", lines)
 
     # Text.
 
@@ -245,12 +292,17 @@ class _Layout:
 
     def _row(self) -> str:
         fields = [item.name for item in self.program.inputs if item.role.by_row]
-        fields += self.reduction_names.values()
+        fields += [name for i, name in self.reduction_names.items() if i not in self.places]
         fields += [f"v{i}" for i in sorted(self.fields)]
-        return "struct Row { " + " ".join(f"float {name};" for name in fields or ["unused"]) + " };"
+        fields += ["_rows"] if any(node.op == "rows" for node in self.nodes) else []
+        number, place = ("T", "ks::Bits<T>") if self.wide else ("float", "long long")
+        places = [f"{place} {name};" for i, name in self.reduction_names.items() if i in self.places]
+        floats = [f"{number} {name};" for name in fields or ["unused"]]
+        return "template <class T> " * self.wide + "struct Row { " + " ".join([*floats, *places]) + " };"
 
     def _pass(self, name: str, body: _Body, width: int) -> str:
-        arguments = f"const Element<T>& e, const Row& row, T (&value)[{width}]"
+        row = "Row<T>" if self.wide else "Row"
+        arguments = f"const Element<T>& e, const {row}& row, T (&value)[{width}]"
         return _function(f"template <class T> KS_FN void {name}({arguments})", body.lines)
 
 

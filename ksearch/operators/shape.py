@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable
@@ -10,6 +11,9 @@ from typing import TypeAlias
 from ksearch.errors import BadShape
 
 Shape: TypeAlias = tuple[int, ...]
+
+_MOST = 2**58
+"""PyTorch counts bytes in 64 bits with a sign."""
 
 _TEXT = re.compile(r"\d+(?:\s*[xX×,]\s*\d+)*\s*,?")
 
@@ -21,7 +25,8 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise BadShape(f"shape {text!r} has a negative dimension: every dimension must be at least 1")
     if not _TEXT.fullmatch(bare):
         raise BadShape(f"shape {text!r} does not parse: write the dimensions like 4096x8192")
-    return check_shape(int(dim) for dim in re.findall(r"\d+", bare))
+    # Python refuses to read thousands of digits; what is cut off makes no difference to what is too large.
+    return check_shape(int((dim.lstrip("0") or "0")[:30]) for dim in re.findall(r"\d+", bare))
 
 
 def split_dims(op: str, dims: Shape) -> tuple[Shape, int]:
@@ -52,4 +57,6 @@ def check_shape(dims: Iterable[int]) -> tuple[int, ...]:
             kind = "an empty" if dim == 0 else "a negative"
             text = "x".join(map(str, shape))
             raise BadShape(f"shape {text} has {kind} dimension ({dim}): every dimension must be at least 1")
+    if math.prod(shape) >= _MOST:
+        raise BadShape("a shape of 2**58 elements or more fits no device")
     return shape

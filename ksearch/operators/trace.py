@@ -18,8 +18,7 @@ from torch import fx
 from ksearch.errors import TraceError
 from ksearch.operators.graph import Graph, Value, describe
 from ksearch.operators.lowering import lower
-from ksearch.operators.lowering.table import Marker
-from ksearch.operators.program import ACCUMULATED, Input, Program, as_tuple
+from ksearch.operators.program import ACCUMULATED, SCANNED, Input, Program, Role, as_tuple
 from ksearch.types import Option
 
 ADVICE = "or give the op an own template (ksearch.TemplateOp, docs/own-template.md)"
@@ -69,8 +68,6 @@ def _lower(graph: fx.Graph, outputs: Sequence[fx.Node], inputs: Sequence[Input],
         name = node.target if isinstance(node.target, str) else node.target.__name__
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
         try:
-            if any(arg is Marker.INDICES for arg in args):
-                raise TraceError("the indices of a maximum or minimum are not supported")
             values[node] = lower(name, _plain(args), _plain(kwargs))
         except TraceError as error:
             _refuse(node.meta["where"], str(error))
@@ -87,20 +84,37 @@ def _lower(graph: fx.Graph, outputs: Sequence[fx.Node], inputs: Sequence[Input],
         name = "the result" if len(outputs) == 1 else f"output {number}"
         if not isinstance(result, Value):
             _refuse(where, f"{name} must be a tensor, not {describe(result)}")
-        if not (result.has_rows or result.has_cols):
+        if result.is_reversed:
+            _refuse(where, f"{name} is reversed: flip it back")
+        if not (result.has_rows or result.has_cols or written.is_total(result)):
             _refuse(where, f"{name} is the same for every element")
-        if not (result.has_cols or has_linear):
-            _refuse(where, f"{name} has one value per row: it must have the shape of the first input")
-        if not result.has_rows:
+        if not (result.has_rows or written.is_total(result)):
             _refuse(where, f"{name} does not depend on any input of the full shape")
+        if written.input_name(result) is not None and written.is_index(result):
+            _refuse(where, f"{name} is an index, as it was given")
     program = written.program([values[output] for output in outputs])
-    if misuse := _misuse(program):
+    if misuse := _misuse(program) or _mixture(program):
         _refuse(defined_at, misuse)
     return program
 
 
 def _misuse(program: Program) -> str:
-    """What is wrong with the inputs of its linear; empty where nothing is."""
+    """What is wrong with its scan, or with the inputs of its linear; empty where nothing is."""
+    scans = sum(node.op.startswith("scan_") for node in program.nodes)
+    if scans > 1:
+        return "it takes two sums or products along the columns, and a kernel takes one: make two ops of it"
+    if scans and (program.linear is not None or any(n.op.startswith("reduce_") for n in program.nodes)):
+        return "it both reduces the columns and sums up along them: make two ops of it"
+    if not scans and any(item.role is Role.MASK for item in program.inputs):
+        return "a mask of bool goes with a sum along the columns only: let it be of the other tensors' dtype"
+    if program.groups and {*program.output_roles} != {Role.FULL}:
+        return "what is reduced over groups of channels has no value of its own: return the full shape"
+    if program.has_channels and program.family not in ("pointwise", "rowwise"):
+        return "a value for each channel goes with pointwise functions and norms over groups of channels only"
+    if program.has_channels and program.family == "rowwise" and not program.groups:
+        return "a value for each channel cannot meet a reduction over the last dim"
+    if scans and any(item.name == SCANNED for item in program.inputs):
+        return f"the tensor name {SCANNED!r} is kept for what the sum along the columns gives: rename it"
     read = {str(node.args[0]) for node in program.nodes if node.op == "input"}
     for item in program.inputs:
         if item.role.is_operand and item.name in read:
@@ -109,6 +123,17 @@ def _misuse(program: Program) -> str:
             return f"{item.name!r} has the role {str(item.role)!r}, and the result needs no linear of it"
         if item.name == ACCUMULATED and program.linear is not None:
             return f"the tensor name {item.name!r} is kept for what the linear gives: rename it"
+    return ""
+
+
+def _mixture(program: Program) -> str:
+    """What keeps totals over the rows from being the last thing; empty where nothing does."""
+    if not program.is_total:
+        return ""
+    if {*program.output_roles} != {Role.SCALAR}:
+        return "a sum over all rows comes last: what it returns beside it must be one value for all, too"
+    if program.linear is not None:
+        return "a sum over all rows after a linear is not supported: return one value a row"
     return ""
 
 

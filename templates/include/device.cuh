@@ -173,6 +173,16 @@ KS_FN void launder_copy(Raw<BYTES>& r, u32 zero) {
     for (u32& w : r.word) w ^= zero;
 }
 
+// ---- the place of an extreme: a column, in two words among a row's floats ------------------------------
+#define KS_NOWHERE 0x7fffffffffffffffll
+KS_FN float low_word(long long place) { return __uint_as_float(u32(place)); }
+KS_FN float high_word(long long place) { return __uint_as_float(u32(u64(place) >> 32)); }
+KS_FN long long place_of(float low, float high) {
+    return (long long)((u64(__float_as_uint(high)) << 32) | __float_as_uint(low));
+}
+KS_FN long long place_if(bool counts, float low, float high) { return counts ? place_of(low, high) : KS_NOWHERE; }
+KS_FN bool is_same(float a, float b) { return a == b || (a != a && b != b); }
+
 // ---- shared memory, clusters, barriers, bulk copies (PTX ISA, sections 9.7.8 and 9.7.13) -------------
 KS_FN u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 

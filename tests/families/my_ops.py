@@ -76,3 +76,17 @@ def linear_extremes(
     """Two values a row, of one pass, after a residual of the full shape."""
     y = torch.nn.functional.linear(x, weight, bias) * scale + residual
     return y.logsumexp(dim=-1), y.amax(dim=-1, keepdim=True)
+
+
+@ksearch.op(gate="row", rate="column")
+def decay(x: Tensor, gate: Tensor, rate: Tensor) -> Tensor:
+    """A sum along the row from its end, between other things."""
+    total = torch.sigmoid(x * gate).flip(-1).cumsum(-1).flip(-1)
+    return x - total * rate
+
+
+@ksearch.op(weight="row", scale="column")
+def centered(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """A norm over two dims in the middle, with inputs of every role."""
+    y = x - x.mean(dim=(-3, -2), keepdim=True)
+    return y * torch.rsqrt((y * y).mean(dim=(-3, -2), keepdim=True) + 1e-5) * weight * scale

@@ -118,7 +118,7 @@ def run(
     outs = [torch.full((first + numel + GUARD,), -777.0, dtype=tensors[0].dtype) for first in firsts]
     assert launch.alignment <= workload.itemsize
     step = workload.itemsize
-    pointers = [buffer.data_ptr() + shift * step for buffer in placed]
+    pointers = [buffer.data_ptr() + shift * buffer.itemsize for buffer in placed]
     pointers += [out.data_ptr() + first * step for out, first in zip(outs, firsts, strict=True)]
     kernel = backend.load(Path(artifact.binary), launch, 0)
     results = []

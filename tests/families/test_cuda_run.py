@@ -54,7 +54,8 @@ def choose(op: Op, workload: Workload, device: Target, seed: int) -> list[Config
 
 
 def compiled(op: Op, workload: Workload, device: Target, configs: Sequence[Config]) -> list[Candidate]:
-    program, family = op.program(**dict(workload.options)), families.find(op, "cuda")
+    options = dict(workload.options)
+    program, family = op.program(**options), families.find(op, "cuda", **options)
     with CompilePool("cuda", 4) as pool:
         for number, config in enumerate(configs):
             pool.submit(number, render(op, workload, config, device))

@@ -17,28 +17,52 @@ from ksearch.types import ITEMSIZE, Workload
 
 COVERED = {
     "add": ["add"],
+    "amax": ["amax"],
+    "amin": ["amin"],
+    "argmax": ["argmax"],
+    "argmin": ["argmin"],
+    "batchnorm": ["nn.functional.batch_norm", "nn.functional.batch_norm.without_cudnn"],
     "clamp": ["clamp"],
+    "cross_entropy": ["nn.functional.cross_entropy"],
+    "cumprod": ["cumprod"],
+    "cumsum": ["cumsum"],
     "elu": ["nn.functional.elu"],
     "exp": ["exp"],
     "gelu": ["nn.functional.gelu"],
+    "groupnorm": ["nn.functional.group_norm"],
     "hardsigmoid": ["nn.functional.hardsigmoid"],
     "hardswish": ["nn.functional.hardswish"],
     "hardtanh": ["nn.functional.hardtanh"],
+    "hinge_embedding_loss": ["nn.functional.hinge_embedding_loss"],
+    "huber_loss": ["nn.functional.huber_loss"],
+    "instancenorm": ["nn.functional.instance_norm"],
+    "kl_div": ["nn.functional.kl_div"],
+    "l1_loss": ["nn.functional.l1_loss"],
     "layernorm": ["nn.functional.layer_norm"],
     "leaky_relu": ["nn.functional.leaky_relu"],
     "linear": ["nn.functional.linear"],
     "log_softmax": ["log_softmax", "log_softmax.with_dtype"],
+    "logsumexp": ["logsumexp"],
+    "mean": ["mean"],
     "mish": ["nn.functional.mish"],
+    "mse_loss": ["nn.functional.mse_loss"],
     "mul": ["mul"],
+    "norm": ["linalg.vector_norm"],
+    "prod": ["prod"],
     "relu": ["nn.functional.relu"],
     "rmsnorm": ["nn.functional.rms_norm"],
     "selu": ["nn.functional.selu"],
     "sigmoid": ["sigmoid"],
     "silu": ["nn.functional.silu", "nn.functional.silu.complex"],
+    "smooth_l1_loss": ["nn.functional.smooth_l1_loss"],
     "softmax": ["softmax", "softmax.with_dtype"],
     "softplus": ["nn.functional.softplus"],
     "softsign": ["nn.functional.softsign"],
+    "std": ["std", "std.unbiased"],
+    "sum": ["sum"],
     "tanh": ["tanh"],
+    "triplet_margin_loss": ["nn.functional.triplet_margin_loss"],
+    "var": ["var", "var.unbiased"],
 }
 """Every op that equals a function of torch, with what torch calls the samples of it."""
 
@@ -81,7 +105,7 @@ def _database() -> list[Any]:
 def infos(name: str) -> list[Any]:
     """Torch's entries for the function that the op equals."""
     function = operators.get(name).torch_function.rpartition(".")[2]
-    names = {function, f"nn.functional.{function}"}
+    names = {function, f"nn.functional.{function}", f"linalg.{function}"}
     return [info for info in _database() if info.name in names] if function else []
 
 
@@ -107,12 +131,18 @@ def calls(name: str, device: str, dtype: torch.dtype, *, reference: bool = True)
 
 
 def _kernels_form(name: str, call: Call) -> Iterator[Call]:
-    """Torch bounds its clamps by tensors and leaves eps out, for which there are no kernels."""
+    """Torch bounds its clamps by tensors, leaves eps out, and sums up along dims that are not the last, for
+    which there are no kernels."""
     if name == "clamp":
         bounds = [None if each is None else each.flatten()[0].item() for each in call.args[1:]]
         yield Call(call.function, (call.args[0], *bounds), call.named)
     if name == "rmsnorm":
         yield Call(call.function, call.args, {**call.named, "eps": 1e-5})
+    if name == "instancenorm":  # without running statistics
+        vectors = {name: call.named.get(name) for name in ("weight", "bias")}
+        yield Call(call.function, call.args[:1], vectors)
+    if name in ("cumprod", "cumsum"):
+        yield Call(call.function, (call.args[0], -1), {})
 
 
 def workload_of(name: str, call: Call) -> Workload | None:
@@ -124,12 +154,22 @@ def workload_of(name: str, call: Call) -> Workload | None:
     if reading.reason:
         return None
     try:
-        return op.workload(reading.dims, str(first.dtype), **reading.options, **reading.roles)
+        workload = op.workload(reading.dims, str(first.dtype), **reading.options, **reading.roles)
     except KsearchError:
         return None
+    options = dict(workload.options)
+    accepted = op.accepted_shapes(workload.shape, options, workload.inner)
+    wanted = [getattr(torch, item.dtype(workload.dtype)) for item in op.inputs_for(options)]
+    given = reading.tensors(call.args, call.named)
+    if len(given) != len(wanted):
+        return None
+    fit = zip(given, accepted, wanted, strict=True)
+    return (
+        workload if all(each.shape in shapes and each.dtype is kind for each, shapes, kind in fit) else None
+    )
 
 
 def fits(call: Call) -> bool:
     """Whether a kernel for the call's workload can take its very tensors, wherever they start."""
-    kinds = {each.dtype for each in call.tensors}
+    kinds = {each.dtype for each in call.tensors if each.dtype is not torch.int64}  # that is an index
     return len(kinds) == 1 and all(each.is_contiguous() for each in call.tensors)

@@ -304,8 +304,8 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "full_unsqueezed": (lambda x, w: F.linear(x, w).unsqueeze(-1), "only a reduced dim can be put back"),
     "features_in": (lambda x, w: F.linear(x, w) / x.shape[-1], "the shape of what a linear takes is"),
     "features_of_weight": (lambda x, w: F.linear(x, w) * w.size(-1), "the shape of what a linear takes is"),
-    "over_rows": (lambda x, w: F.linear(x, w).sum(0), "only the last dim is supported"),
-    "per_row_without_linear": (lambda x: x.sum(-1), "one value per row"),
+    "over_rows": (lambda x, w: F.linear(x, w).sum(0), "counted from the last"),
+    "total": (lambda x, w: F.linear(x, w).sum(-1).sum(), "a sum over all rows after a linear"),
     "constant": (lambda x, w: torch.zeros_like(F.linear(x, w)), "the same for every element"),
     "no_row": (lambda x, w, bias: (F.linear(x, w), bias * 2), "output 1 does not depend on any input"),
 }  # fmt: skip

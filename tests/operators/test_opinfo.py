@@ -23,6 +23,8 @@ from tests.winners import Launches, in_use, put_in_force
 BACKENDS = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 MOST = {"cpu": {torch.float32: 3, torch.bfloat16: 1, torch.float16: 0}, "cuda": dict.fromkeys(OURS, 10**6)}
 """Kernels of each op and dtype: a C++ compiler takes 1 to 2.5 s for one, NVRTC 0.2 s."""
+MOST_ALIKE = {"cpu": {torch.float32: 1, torch.bfloat16: 1, torch.float16: 0}, "cuda": MOST["cuda"]}
+"""The same of reductions and losses, which are many and one template."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         workload
         for name in COVERED
         for dtype in OURS
-        for workload in pick(needed(name, backend, dtype), MOST[backend][dtype])
+        for workload in pick(needed(name, backend, dtype), most(name, backend, dtype))
     ]
     put_in_force(folder, backend, chosen)
     return Tuned(backend, folder, frozenset(chosen))
@@ -59,6 +61,11 @@ def needed(name: str, backend: str, dtype: torch.dtype) -> Iterable[Workload]:
     """The workloads of those samples that a kernel can take."""
     found = (workload_of(name, call) for call in calls(name, backend, dtype) if fits(call))
     return dict.fromkeys(workload for workload in found if workload is not None)
+
+
+def most(name: str, backend: str, dtype: torch.dtype) -> int:
+    is_alike = operators.get(name).program().family == "reduction"
+    return (MOST_ALIKE if is_alike else MOST)[backend][dtype]
 
 
 def pick(workloads: Iterable[Workload], count: int) -> list[Workload]:
@@ -94,7 +101,7 @@ def test_the_answers_are_torchs_and_kernels_give_them(
     name: str, dtype: torch.dtype, tuned: Tuned, launches: Launches
 ) -> None:
     ours = {each for each in tuned.workloads if (each.op, f"torch.{each.dtype}") == (name, str(dtype))}
-    assert bool(ours) == bool(MOST[tuned.backend][dtype])
+    assert bool(ours) == bool(most(name, tuned.backend, dtype))
     handles = {each: _handle(each, tuned.backend) for each in ours}
     assert {handle.match for handle in handles.values()} <= {Match.EXACT}
     by_kernel = set()
@@ -144,24 +151,29 @@ def compare(name: str, call: Call, launches: Launches, *, expected: bool) -> boo
 
 
 def _where_terms_cancel(result: torch.Tensor, wanted: torch.Tensor, call: Call) -> torch.Tensor:
-    """`result` where it is off by no more than a rounding of the terms that are summed: a kernel gets the sum
-    without the bias rounded to the dtype, and where that bias cancels it the rest is this rounding."""
+    """`result` where it is off by no more than roundings of the terms that are summed: a kernel gets the sum
+    without the bias rounded to the dtype, and where that bias cancels it the rest is this rounding. A float32
+    that is split in two keeps 22 bits: three roundings, which were 3.7e-5 for terms of 160."""
     bias = {name: each.double().abs() for name, each in call.named.items() if each is not None}
     terms = call.function(*[each.double().abs() for each in call.args if each is not None], **bias)
     off = (result.double() - wanted.double()).abs()
-    return torch.where(off <= torch.finfo(result.dtype).eps * terms, result, wanted)
+    return torch.where(off <= 3 * torch.finfo(result.dtype).eps * terms, result, wanted)
 
 
 def _without_slips(given: torch.Tensor, call: Call) -> torch.Tensor:
     """Torch's answer, but the exact one where its own is not close to that: its log_softmax in bfloat16 is
     0 for -0.0013 on a CPU."""
-    args = [each.double() if isinstance(each, torch.Tensor) else each for each in call.args]
-    named = {
-        name: each.double() if isinstance(each, torch.Tensor) else each for name, each in call.named.items()
-    }
+    if not given.is_floating_point():
+        return given
+    args = [_widened(each) for each in call.args]
+    named = {name: _widened(each) for name, each in call.named.items()}
     exact = call.function(*args, **named).to(given.dtype)
     rtol = {torch.float32: 1.3e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}[given.dtype]  # assert_close's
     return torch.where(torch.isclose(given, exact, rtol=rtol, atol=1e-5, equal_nan=True), given, exact)
+
+
+def _widened(thing: object) -> object:
+    return thing.double() if isinstance(thing, torch.Tensor) and thing.is_floating_point() else thing
 
 
 @pytest.mark.parametrize("name", COVERED)

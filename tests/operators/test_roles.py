@@ -10,7 +10,9 @@ import torch
 from ksearch.operators.program import Role
 from ksearch.operators.roles import derive_role, shapes_of
 
-ALL = tuple(map(str, Role))
+ALL = tuple(str(role) for role in Role if role not in (Role.INDEX, Role.MASK, Role.CHANNEL))
+"""An index or mask is known by its dtype: its shape may be that of a row, too. Channels broadcast in no usual
+way."""
 SHAPES = ((5,), (1,), (4, 8), (1, 8), (4, 1), (1, 1), (2, 3, 4), (2, 1, 4), (3, 3, 3))
 
 

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from ksearch.operators.builtin import backward, linear, pointwise, rowwise
+from ksearch.operators.builtin import (
+    backward,
+    channels,
+    linear,
+    losses,
+    pointwise,
+    reductions,
+    rowwise,
+    scans,
+)
 
-__all__ = ["backward", "linear", "pointwise", "rowwise"]
+__all__ = ["backward", "channels", "linear", "losses", "pointwise", "reductions", "rowwise", "scans"]

@@ -1,4 +1,7 @@
-"""Ops that reduce over the last dimension: softmax and norms, alone and fused with what comes before."""
+"""Ops that reduce over a dimension, mostly the last: softmax and norms, alone or fused with what is before.
+
+The option `dim` is text, for the reason that `ksearch.operators.builtin.reductions` gives.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ if TYPE_CHECKING:
 def _softmax(
     input: Tensor, dim: int | None = -1, _stacklevel: int = 3, dtype: Any = None
 ) -> Mapping[str, Any] | str:
-    if dim not in (-1, input.dim() - 1) or isinstance(dim, bool):
-        return f"dim={dim} is not the last one"
+    rank = max(1, input.dim())
+    if dim is None or isinstance(dim, bool) or not -rank <= dim < rank:
+        return f"dim={dim} does not name a dim of {rank}"
     if dtype not in (None, input.dtype):
         return f"dtype={dtype} is not that of the input"
-    return {}
+    return {"dim": str(dim % rank - rank)}
 
 
 def _is_last(normalized_shape: Shape, input: Tensor) -> bool:
@@ -40,13 +44,13 @@ _NOT_LAST = "normalized_shape is not the last dimension alone"
 
 
 @op(torch_function="torch.nn.functional.softmax", adapter=_softmax)
-def softmax(x: Tensor) -> Tensor:
-    return x.softmax(dim=-1)
+def softmax(x: Tensor, *, dim: str = "-1") -> Tensor:
+    return x.softmax(dim=int(dim))
 
 
 @op(torch_function="torch.nn.functional.log_softmax", adapter=_softmax)
-def log_softmax(x: Tensor) -> Tensor:
-    return x.log_softmax(dim=-1)
+def log_softmax(x: Tensor, *, dim: str = "-1") -> Tensor:
+    return x.log_softmax(dim=int(dim))
 
 
 @op(mask=("full", "row", "none"))
@@ -67,6 +71,13 @@ def _rms_norm(
     if eps is None:
         return "without eps it depends on the dtype"
     return {"eps": eps}
+
+
+@op
+def rms_scale(x: Tensor, *, dim: str = "-3", eps: float = 1e-5) -> Tensor:
+    """x divided by the root of the mean of its squares over a dim: without a weight, and by default over the
+    channels of an image."""
+    return x * (x.square().mean(dim=int(dim), keepdim=True) + eps).rsqrt()
 
 
 @op(torch_function="torch.nn.functional.rms_norm", adapter=_rms_norm)

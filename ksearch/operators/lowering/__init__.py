@@ -7,8 +7,10 @@ from ksearch.operators.lowering import (
     arithmetic,
     derivatives,
     linear,
+    losses,
     masks,
     reductions,
+    scans,
     tensors,
 )
 from ksearch.operators.lowering.table import lower, supported
@@ -18,9 +20,11 @@ __all__ = [
     "arithmetic",
     "derivatives",
     "linear",
+    "losses",
     "lower",
     "masks",
     "reductions",
+    "scans",
     "supported",
     "tensors",
 ]

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from ksearch.operators.graph import Value, apply
-from ksearch.operators.lowering.reductions import deviation, total
+from ksearch.operators.lowering.reductions import deviation, over, total
 from ksearch.operators.lowering.table import lowers, tensor
 
 
 @lowers("softmax_derivative")
-def _softmax(grad: Any, y: Any) -> Value:
+def _softmax(grad: Any, y: Any, dim: int) -> Value:
     grad, y = tensor(grad), tensor(y)
-    result: Value = (grad - total(grad * y)) * y
+    result: Value = (grad - total(grad * y, over(dim))) * y
     return result
 
 
 @lowers("log_softmax_derivative")
-def _log_softmax(grad: Any, y: Any) -> Value:
-    return tensor(grad) - apply("exp", y) * total(tensor(grad))
+def _log_softmax(grad: Any, y: Any, dim: int) -> Value:
+    return tensor(grad) - apply("exp", y) * total(tensor(grad), over(dim))
 
 
 @lowers("rms_norm_derivative")

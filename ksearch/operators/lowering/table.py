@@ -27,7 +27,6 @@ class Marker(enum.Enum):
     """What a traced function may name of a tensor besides its values and shape."""
 
     DTYPE = "a dtype"
-    INDICES = "the indices of a maximum or minimum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def lower(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         near = difflib.get_close_matches(name, _TABLE, n=1)
         hint = f"; nearest is {near[0]}" if near else ""
         raise TraceError(
-            f"{name} is not supported (pointwise functions, reductions of the last dim, one linear are{hint})"
+            f"{name} is not supported (pointwise functions, reductions over dims, one linear are{hint})"
         )
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Mask, Value
+from ksearch.operators.graph import Mask, Shortened, Value
 from ksearch.operators.lowering.linear import transposed
 from ksearch.operators.lowering.table import Marker, Shape, lowers, same_dtype, tensor
 
@@ -41,7 +41,7 @@ def _full_like(input: Any, fill_value: float, *, dtype: object = None) -> Value:
 
 @lowers("unsqueeze")
 def _unsqueeze(input: Any, dim: int) -> Value:
-    if dim != -1 or not tensor(input).is_flat:
+    if not tensor(input).is_flat or (dim,) != tensor(input).graph.over:
         raise TraceError("only a reduced dim can be put back: write unsqueeze(-1) after the reduction")
     return replace(tensor(input), is_flat=False)
 
@@ -49,7 +49,8 @@ def _unsqueeze(input: Any, dim: int) -> Value:
 @lowers("squeeze")
 def _squeeze(input: Any, dim: object = None) -> Value:
     value = tensor(input)
-    if dim not in (-1, (-1,)) or value.has_cols or not value.has_rows or value.is_flat:
+    over = value.graph.over or (-1,)
+    if len(over) > 1 or dim not in (over[0], over) or value.has_cols or not value.has_rows or value.is_flat:
         raise TraceError("only a reduced dim can be dropped: write squeeze(-1) after the reduction")
     return replace(value, is_flat=True)
 
@@ -80,9 +81,11 @@ def _getitem(input: Any, index: Any) -> object:
     if isinstance(input, Shape) and input.tensor.graph.is_operand(input.tensor):
         raise TraceError("the shape of what a linear takes is not known here: make the number an option")
     if isinstance(input, Shape) and index == -1 and input.tensor.has_cols:
-        return input.tensor.graph.cols()
+        return input.tensor.graph.last_dim()
     if isinstance(input, Shape) and index == slice(-1, None):
         return Shape(input.tensor, last_only=True)
+    if isinstance(input, Value) and index == (Ellipsis, slice(None, -1)):
+        return Shortened(input)
     if isinstance(input, Shape):
         raise TraceError("of a shape only the last dim is supported: write x.shape[-1]")
     raise TraceError("indexing a tensor is not supported")
