@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import torch
 
-_INTEGER = {4: torch.int32, 2: torch.int16}
+_INTEGER = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 POISONS = {
     torch.float32: (0x7FE5A5A5, 0x5A5A5A5A),
     torch.float16: (0x7E5A, 0x5A5A),
     torch.bfloat16: (0x7FE5, 0x5A5A),
+    torch.int64: (0x7FE5A5A5A5A5A5A5, 0x5A5A5A5A5A5A5A5A),
 }
 """What an output holds before the first run (a NaN) and before the second (a finite number)."""
 
-_GUARD = {torch.float32: 0x7FEB3C69, torch.float16: 0x7EB3, torch.bfloat16: 0x7FEB}
+_GUARD = {
+    torch.float32: 0x7FEB3C69, torch.float16: 0x7EB3, torch.bfloat16: 0x7FEB, torch.int64: 0x7FEB3C697FEB3C69,
+    torch.bool: 1,
+}  # fmt: skip
 
 _GUARD_BYTES = (4096, 4 << 20)
 """A guard zone is one row, for the kernel that is off by a row, within these limits."""
@@ -36,8 +40,7 @@ class Guarded:
         self._pattern = _GUARD[dtype]
         self.raw = torch.empty(self._end + guard, dtype=_INTEGER[itemsize], device=device)
         """Everything, guards included, as integers: NaNs compare equal to themselves."""
-        self.raw[: self._begin] = self._pattern
-        self.raw[self._end :] = self._pattern
+        self.mend()
         self.bits = self.raw[self._begin : self._end]
         """The values alone, as integers."""
         self.values = self.bits.view(dtype).view(shape)
@@ -53,6 +56,15 @@ class Guarded:
     def checksum(self) -> torch.Tensor:
         """The sum of all bits, guards included, for what is too large to be kept twice."""
         return self.raw.sum(dtype=torch.int64)
+
+    def restore(self, pristine: torch.Tensor) -> None:
+        """Give the values back what they were when `raw` was copied; the guard zones stay as they are."""
+        self.bits.copy_(pristine[self._begin : self._end])
+
+    def mend(self) -> None:
+        """Make the guard zones anew."""
+        self.raw[: self._begin] = self._pattern
+        self.raw[self._end :] = self._pattern
 
     def damaged(self) -> torch.Tensor:
         """Whether a guard zone was written to; a tensor, so that asking does not wait for the device."""

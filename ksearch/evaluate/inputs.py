@@ -35,6 +35,18 @@ _FLAT_WIDTH = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """What an INDEX input may hold."""
+
+    cols: int
+    marks: tuple[int, ...] = ()
+    """Numbers that mean no column, such as a class that is ignored."""
+
+
+_NO_PLACES = Places(1)
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Some consecutive lines of a tensor. A line is a row; where rows mean nothing, a stretch of elements."""
 
@@ -42,33 +54,83 @@ class Part:
     lines: int
     width: int
     offset: int
-    """Elements before it in a FULL tensor."""
+    """Elements before it in a FULL tensor, where lines are in one piece."""
+    stride: int = 1
+    """Elements from one column of a line to the next; where that is not 1, as many lines lie side by side."""
+    segment: int = 0
+    """Elements of each of the pieces that a line is in, those of all lines in turn; 0: it is in one."""
 
     def take(self, tensor: torch.Tensor, role: Role) -> torch.Tensor:
-        """This part of an input of that role, in the shape that the op's function is called with."""
-        if role is Role.ROW:
+        """This part of a tensor of that role, in a shape that tells lines apart: for some roles a copy."""
+        if role is Role.CHANNEL and self.segment:
+            return tensor.view(-1)[self.first : self.first + self.lines]
+        if role in (Role.ROW, Role.CHANNEL):
             return tensor.view(-1)
         if role is Role.SCALAR:
             return tensor.view(())
         if role is Role.COLUMN:
             return tensor.view(-1, 1)[self.first : self.first + self.lines]
+        if role is Role.INDEX:
+            return tensor.view(-1)[self.first : self.first + self.lines]
         if role is Role.LEFT:
             return tensor[self.first : self.first + self.lines]
         if role is Role.RIGHT:
             return tensor
+        if not self.is_whole:
+            return self._side_by_side(tensor).contiguous().view(self.lines, self.width)
         span = slice(self.offset, self.offset + self.lines * self.width)
         return tensor.view(-1)[span].view(self.lines, self.width)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each line is in one piece."""
+        return self.stride == 1 and not self.segment
 
-def split(rows: int, cols: int, *, flat: bool, max_elements: int) -> list[Part]:
+    def put(self, tensor: torch.Tensor, lines: torch.Tensor) -> None:
+        """Write the lines of a FULL tensor's part, as `take` gives them."""
+        place = self._side_by_side(tensor)
+        place.copy_(lines.view(place.shape))
+
+    def _side_by_side(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Lines that are not in one piece, as a view: those of some blocks, or some of one block."""
+        if self.segment:
+            pieces = tensor.view(self.width // self.segment, -1, self.segment)
+            return pieces[:, self.first : self.first + self.lines].transpose(0, 1)
+        across = min(self.lines, self.stride)
+        block, column = divmod(self.first, self.stride)
+        blocks = tensor.view(-1, self.width, self.stride)[block : block + self.lines // across]
+        return blocks[:, :, column : column + across].transpose(1, 2)
+
+
+def split(
+    rows: int,
+    cols: int,
+    *,
+    flat: bool,
+    max_elements: int,
+    stride: int = 1,
+    together: int = 1,
+    segment: int = 0,
+) -> list[Part]:
     """A tensor as parts of at most `max_elements` (but at least one line), the last one mostly shorter.
 
-    `flat`: the op treats every element alike, so a single row of 10^9 elements need not stay whole.
+    `flat`: the op treats every element alike, so a single row of 10^9 elements need not stay whole. `stride`
+    and `segment`: see Part. `together`: lines of one piece of which none can be without the others.
     """
+    if stride > 1:
+        most = max(1, max_elements // cols)
+        if most >= stride:  # whole blocks of lines that lie side by side
+            step = most // stride * stride
+            return [Part(i, min(step, rows - i), cols, 0, stride) for i in range(0, rows, step)]
+        return [
+            Part(block + i, min(most, stride - i), cols, 0, stride)
+            for block in range(0, rows, stride)
+            for i in range(0, stride, most)
+        ]
     width = min(_FLAT_WIDTH, rows * cols) if flat else cols
     lines, tail = divmod(rows * cols, width)
-    step = max(1, max_elements // width)
-    parts = [Part(i, min(step, lines - i), width, i * width) for i in range(0, lines, step)]
+    step = max(1, max_elements // width // together) * together
+    parts = [Part(i, min(step, lines - i), width, i * width, segment=segment) for i in range(0, lines, step)]
     return [*parts, Part(lines, 1, tail, lines * width)] if tail else parts
 
 
@@ -98,25 +160,33 @@ def fill(
     *,
     most: float,
     first_kind: int = 0,
+    alike: bool = False,
+    places: Places = _NO_PLACES,
 ) -> None:
     """Write the values of one input, none beyond `most`; the first line is of kind CYCLE[first_kind].
+
+    With `alike` all the others are, too. `places`: what an INDEX input may hold.
 
     Weights, biases and per-row scales are ordinary in every regime: no op promises more for them. That of a
     linear is of several scales.
     """
     if declared.role is Role.RIGHT:
         weights.fill_mixed(tensor, generator_for(tensor, declared, seed))
+    elif declared.role is Role.INDEX:
+        fill_places(tensor, declared, seed, places)
     elif not has_lines(declared):
         fill_ordinary(tensor, declared, seed)
     else:
         for part in parts:
             lines = part.take(tensor, declared.role)
-            fill_part(lines, declared, part, seed, most=most, first_kind=first_kind)
+            fill_part(lines, declared, part, seed, most=most, first_kind=first_kind, alike=alike)
+            if not part.is_whole and declared.role is Role.FULL:
+                part.put(tensor, lines)
 
 
 def has_lines(declared: Input) -> bool:
     """Whether its rows are of every kind when results are checked."""
-    return declared.role in (Role.FULL, Role.LEFT)
+    return declared.role in (Role.FULL, Role.LEFT, Role.MASK)
 
 
 def generator_for(tensor: torch.Tensor, declared: Input, seed: int) -> torch.Generator:
@@ -124,22 +194,48 @@ def generator_for(tensor: torch.Tensor, declared: Input, seed: int) -> torch.Gen
     return torch.Generator(tensor.device).manual_seed(derive_seed(seed, declared.name))
 
 
-def fill_ordinary(tensor: torch.Tensor, declared: Input, seed: int) -> None:
+def fill_places(tensor: torch.Tensor, declared: Input, seed: int, places: Places) -> None:
+    """An INDEX input: columns at random, the first and the last among them, and some of what means none."""
+    generator = generator_for(tensor, declared, seed)
+    flat = tensor.view(-1)
+    flat.random_(0, places.cols, generator=generator)
+    flat[1::11], flat[2::13] = 0, places.cols - 1
+    for number, mark in enumerate(places.marks):
+        flat[3 + number :: 7] = mark
+
+
+def fill_ordinary(tensor: torch.Tensor, declared: Input, seed: int, places: Places = _NO_PLACES) -> None:
     """Values that no kernel is slowed down by; what is timed."""
     generator = generator_for(tensor, declared, seed)
-    if has_lines(declared):
+    if declared.role is Role.INDEX:
+        tensor.random_(0, places.cols, generator=generator)
+    elif declared.role is Role.MASK:
+        tensor.bernoulli_(0.5, generator=generator)
+    elif has_lines(declared):
         tensor.uniform_(0.0, 1.0, generator=generator)
     elif declared.role is Role.RIGHT:
         weights.fill_initial(tensor, generator)
+    elif declared.role is Role.CHANNEL:
+        tensor.uniform_(0.5, 1.5, generator=generator)  # it may be a variance
     else:
         tensor.normal_(0.0, 1.0, generator=generator)
 
 
 def fill_part(
-    lines: torch.Tensor, declared: Input, part: Part, seed: int, *, most: float, first_kind: int = 0
+    lines: torch.Tensor,
+    declared: Input,
+    part: Part,
+    seed: int,
+    *,
+    most: float,
+    first_kind: int = 0,
+    alike: bool = False,
 ) -> None:
     """Write one part of a FULL or LEFT input into the matrix `lines`."""
     generator = torch.Generator(lines.device).manual_seed(derive_seed(seed, declared.name, part.first))
+    if declared.role is Role.MASK:
+        lines.bernoulli_(0.5, generator=generator)
+        return
     lines.normal_(0.0, 1.0, generator=generator)
     count, width = lines.shape
     row = torch.arange(count, device=lines.device)
@@ -147,10 +243,23 @@ def fill_part(
     column = (row * 7919 + row // len(CYCLE) * 31) % width
     column[0::3] = width - 1
     column[1::3] = 0
-    for place, kind in enumerate(CYCLE):
-        chosen = slice((place - first_kind - part.first) % len(CYCLE), None, len(CYCLE))
+    kinds = [(first_kind, CYCLE[first_kind])] if alike else list(enumerate(CYCLE))
+    for place, kind in kinds:
+        first, step = (0, None) if alike else ((place - first_kind - part.first) % len(CYCLE), len(CYCLE))
+        chosen = slice(first, None, step)
         if chosen.start < count:
             _make(lines, kind, chosen, row[chosen], column[chosen], most, generator)
+
+
+def tame(lines: torch.Tensor, cols: int) -> None:
+    """Bring finite values so near to 1 that no product of `cols` of them leaves the range of a float.
+
+    Where it does, it is luck which partial product is 0 and which infinite.
+    """
+    size = lines.abs()
+    power = size.float().log2().clamp_(-60.0, 60.0).div_(cols).exp2_().copysign_(lines.float())
+    is_ordinary = (size > 0) & (size <= torch.finfo(lines.dtype).max)
+    lines.copy_(torch.where(is_ordinary, power.to(lines.dtype), lines))
 
 
 def _make(

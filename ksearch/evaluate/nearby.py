@@ -20,9 +20,10 @@ from ksearch.evaluate.problem import Problem
 from ksearch.operators.program import Role
 
 _ALLOWED = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Of the largest value of an output: ten times what a kernel that is right differs from PyTorch by."""
+"""Of the largest value of an output: ten times what a kernel that is right differs from PyTorch by. Places
+must be the same."""
 
-_WITH_ROWS = (Role.FULL, Role.COLUMN, Role.LEFT)
+_WITH_ROWS = (Role.FULL, Role.COLUMN, Role.LEFT, Role.INDEX, Role.MASK)
 _ROUNDS = 7
 
 Run = Callable[[Sequence[Guarded], Sequence[Guarded]], None]
@@ -43,7 +44,7 @@ def measure(
     run(tensors, outputs)
     if not _agrees(outputs, problem.results(tensors, rows)):
         return Nearby(rows, 0.0)
-    calls = [lambda: run(tensors, outputs), problem.baseline_on(tensors, (rows, problem.workload.cols))]
+    calls = [lambda: run(tensors, outputs), problem.baseline_on(tensors, problem.shape_of(rows))]
     ours, theirs = timing.race(clock, calls, budget_s=budget_s, seed=seed, rounds=_ROUNDS)
     return Nearby(rows, statistics.median(theirs) / statistics.median(ours))
 
@@ -51,7 +52,7 @@ def measure(
 def _of_rows(problem: Problem, place: int, rows: int) -> Guarded:
     """An input's own rows, from the first on and again from the first, in memory of its own."""
     held = problem.inputs[place].values
-    made = Guarded((rows, held.shape[1]), problem.dtype, problem.device)
+    made = Guarded((rows, held.shape[1]), held.dtype, problem.device)
     for start in range(0, rows, held.shape[0]):
         count = min(held.shape[0], rows - start)
         made.values[start : start + count].copy_(held[:count])
@@ -62,7 +63,7 @@ def _agrees(outputs: Sequence[Guarded], wanted: Sequence[torch.Tensor]) -> bool:
     facts = []
     for output, right in zip(outputs, wanted, strict=True):
         ours, theirs = output.values, right.view(output.values.shape)
-        allowed = _ALLOWED[ours.dtype] * theirs.abs().max().float()
+        allowed = _ALLOWED.get(ours.dtype, 0.0) * theirs.abs().max().float()
         facts += [(ours - theirs).abs().max().float() <= allowed, ~output.damaged()]  # NaN is not less
     return bool(torch.stack(facts).all())
 

@@ -12,9 +12,9 @@ from ksearch.errors import BadShape, UsageError
 from ksearch.evaluate import inputs, weights
 from ksearch.evaluate.buffers import Guarded
 from ksearch.evaluate.messages import Job
-from ksearch.evaluate.tolerance import Reference, references
-from ksearch.operators.program import Program, Role, as_tuple
-from ksearch.types import Workload
+from ksearch.evaluate.tolerance import Places, Reference, references
+from ksearch.operators.program import Input, Program, Role, as_tuple
+from ksearch.types import CHANNELS, CONTIGUOUS, Workload
 
 _PART_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}
 """Of the blocks in which the whole workload is checked; float64 needs 8 to 16 times that beside one."""
@@ -54,11 +54,24 @@ class Problem:
         )
         """The op treats every element alike, wherever it stands."""
         inner = workload.inner
-        self.most = inputs.largest(self.dtype, workload.cols, pointwise=self.pointwise, inner=inner)
+        is_flat = self.pointwise and not program.has_channels  # the order of whose factors is up to PyTorch
+        self.most = inputs.largest(self.dtype, workload.cols, pointwise=is_flat, inner=inner)
         """The largest value that inputs hold when results are checked."""
-        self.output_roles = [Role.COLUMN if per_row else Role.FULL for per_row in program.per_row]
+        self.output_roles = list(program.output_roles)
+        self.alike = program.is_total
+        """All lines of an input must be of one kind: the result is one value, and a NaN of one line hides
+        what becomes of the others."""
+        self._over = program.over
+        self._has_dims = program.layout != CONTIGUOUS
+        """The op's function wants to see more than rows and columns."""
+        self._output_dtypes = [getattr(torch, name) for name in program.output_dtypes(workload.dtype)]
+        self._places = {
+            item.name: inputs.Places(workload.cols, program.marks(item.name)) for item in self.declared
+        }
+        self._has_products = any(node.op.startswith(("reduce_prod", "scan_prod")) for node in program.nodes)
         self._weight = next((k for k, each in enumerate(self.declared) if each.role is Role.RIGHT), None)
-        self._levels = _levels(program, workload) if inner else None
+        self._is_reduction = program.family in ("reduction", "strided") and all(program.per_row)
+        self._levels = _levels(program, workload) if inner or self._is_reduction else None
         self._seed = job.seed
         self._count = len(program.outputs)
         self._check_memory(job)
@@ -71,7 +84,13 @@ class Problem:
         """Inputs of the op for that many rows, not filled; a linear's weight may be one that is there."""
         given = {self._weight: weight} if weight is not None else {}
         return [
-            given.get(k) or Guarded(self._matrix(declared.role, rows), self.dtype, self.device, shift)
+            given.get(k)
+            or Guarded(
+                self._matrix(declared.role, rows),
+                getattr(torch, declared.dtype(self.workload.dtype)),
+                self.device,
+                shift,
+            )
             for k, declared in enumerate(self.declared)
         ]
 
@@ -82,22 +101,48 @@ class Problem:
     def allocate_outputs(self, rows: int, shift: int = 0) -> list[Guarded]:
         """Outputs for that many rows; with a shift, each is off alignment by another distance."""
         shapes = [self._matrix(role, rows) for role in self.output_roles]
-        return [Guarded(shape, self.dtype, self.device, shift * (1 + k)) for k, shape in enumerate(shapes)]
+        return [
+            Guarded(shape, dtype, self.device, shift * (1 + k))
+            for k, (shape, dtype) in enumerate(zip(shapes, self._output_dtypes, strict=True))
+        ]
 
     def _matrix(self, role: Role, rows: int) -> tuple[int, int]:
         """A tensor of that role as rows and columns."""
         cols, inner = self.workload.cols, self.workload.inner
         shapes = {
             Role.FULL: (rows, cols), Role.ROW: (1, cols), Role.COLUMN: (rows, 1), Role.SCALAR: (1, 1),
-            Role.LEFT: (rows, inner), Role.RIGHT: (cols, inner),
+            Role.LEFT: (rows, inner), Role.RIGHT: (cols, inner), Role.INDEX: (rows, 1),
+            Role.CHANNEL: (1, self.workload.channels), Role.MASK: (rows, cols),
         }  # fmt: skip
         return shapes[role]
+
+    def fill(
+        self,
+        tensor: torch.Tensor,
+        declared: Input,
+        parts: Sequence[inputs.Part],
+        seed: int,
+        first_kind: int = 0,
+    ) -> None:
+        """Write the values of one input that results are checked on."""
+        inputs.fill(
+            tensor, declared, parts, seed, most=self.most, first_kind=first_kind, alike=self.alike,
+            places=self._places[declared.name],
+        )  # fmt: skip
+        if self._has_products and declared.role is Role.FULL:
+            inputs.tame(tensor, self.workload.cols)
 
     def function(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """PyTorch's answer, in the dtype of the tensors; one value a row as a column.
 
         Raises UsageError where an own template's reference gives another number of them than its class says.
         """
+        if self._has_dims:
+            tensors = tuple(self._in_dims(tensors))
+        return self._answer(tensors)
+
+    def _answer(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The same of tensors in the shapes that the op's function wants."""
         results = as_tuple(self.op.reference(*tensors, **dict(self.workload.options)))
         if len(results) != self._count:
             raise UsageError(
@@ -105,11 +150,52 @@ class Problem:
                 f"{self._count}: make them agree"
             )
         pairs = zip(results, self.output_roles, strict=True)
-        return tuple([each.reshape(-1, 1) if role is Role.COLUMN else each for each, role in pairs])
+        return tuple([self._as_matrix(each, role) for each, role in pairs])
+
+    def _as_matrix(self, result: torch.Tensor, role: Role) -> torch.Tensor:
+        if role is not Role.FULL:
+            return result.reshape(-1, 1)
+        if not self._has_dims:
+            return result
+        if segment := self.workload.segment:
+            pieces = self.workload.cols // segment
+            return result.reshape(pieces, -1, segment).transpose(0, 1).reshape(-1, self.workload.cols)
+        cols, across = self.workload.cols, min(result.numel() // self.workload.cols, self.workload.stride)
+        return result.reshape(-1, cols, across).transpose(1, 2).reshape(-1, cols)
+
+    def _in_dims(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Matrices of some rows with the dims that make up a row apart, as the function wants them."""
+        rows, cols = tensors[0].numel() // self.workload.cols, self.workload.cols
+        shapes = self.op.input_shapes(self.shape_of(rows), dict(self.workload.options), self.workload.inner)
+        across = min(rows, self.workload.stride)
+        if segment := self.workload.segment:
+            tensors = [
+                tensor.view(rows, -1, segment).transpose(0, 1) if declared.role is Role.FULL else tensor
+                for tensor, declared in zip(tensors, self.declared, strict=True)
+            ]
+        if across > 1:  # rows that lie side by side in memory
+            tensors = [
+                tensor.view(-1, across, cols).transpose(1, 2) if declared.role is Role.FULL else tensor
+                for tensor, declared in zip(tensors, self.declared, strict=True)
+            ]
+        return [tensor.reshape(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+
+    def shape_of(self, rows: int) -> tuple[int, ...]:
+        """Of the full tensors with that many rows."""
+        shape, stride = self.workload.shape, self.workload.stride
+        if not self._over:
+            return shape
+        if self.workload.segment:
+            return (shape[0], rows, *shape[2:])
+        if self.workload.layout == CHANNELS or self.workload.groups:
+            return (rows // self.workload.together, *shape[1:])
+        first, after = len(shape) + self._over[0], len(shape) + self._over[-1] + 1
+        inner = shape[after:] if rows >= stride else (*(1,) * (len(shape) - after - 1), rows)
+        return (-(-rows // stride), *shape[first:after], *inner)
 
     def references(
         self, blocks: Sequence[torch.Tensor], first_kind: int, wide: torch.Tensor | None = None
-    ) -> list[Reference]:
+    ) -> list[Reference | Places]:
         """What is right for each output; the inputs' first line is of that place in the cycle of kinds.
 
         `wide`: a linear's weight in float64.
@@ -117,9 +203,10 @@ class Problem:
         return references(
             self.function,
             blocks,
-            pointwise=self.pointwise,
+            pointwise=self.pointwise and not self._has_dims,  # channels broadcast in other ways than rows
             first_kind=first_kind,
             levels=self._levels,
+            alone=self._is_reduction,
             wide={} if wide is None or self._weight is None else {self._weight: wide},
         )
 
@@ -134,8 +221,19 @@ class Problem:
             lines = _LINEAR_PART_ELEMENTS[self.device.type] // max(self.workload.cols, self.workload.inner)
             most = max(1, lines) * self.workload.cols
             return inputs.split(self.workload.rows, self.workload.cols, flat=False, max_elements=most)
+        if self.alike:
+            rows, cols = self.workload.rows, self.workload.cols
+            return inputs.split(rows, cols, flat=False, max_elements=rows * cols)
         most = _PART_BYTES[self.device.type] // self.dtype.itemsize // self._count
-        return inputs.split(self.workload.rows, self.workload.cols, flat=self.flat, max_elements=most)
+        return inputs.split(
+            self.workload.rows,
+            self.workload.cols,
+            flat=self.flat,
+            max_elements=most,
+            stride=self.workload.stride,
+            together=self.workload.together,
+            segment=self.workload.segment,
+        )
 
     # The values that the whole inputs hold
 
@@ -143,14 +241,14 @@ class Problem:
         """Ordinary values: denormals slow a CPU down."""
         if self._holds != "timing":
             for tensor, declared in zip(self.inputs, self.declared, strict=True):
-                inputs.fill_ordinary(tensor.values, declared, self._seed)
+                inputs.fill_ordinary(tensor.values, declared, self._seed, self._places[declared.name])
             self._holds = "timing"
 
     def fill_for_checking(self) -> None:
         """Every kind of line, from a seed that no screening has used."""
         if self._holds != "checking":
             for tensor, declared in zip(self.inputs, self.declared, strict=True):
-                inputs.fill(tensor.values, declared, self.parts(), self._check_seed, most=self.most)
+                self.fill(tensor.values, declared, self.parts(), self._check_seed)
             self._checksum = None if self.weight is None else self.weight.checksum()
             self._holds = "checking"
 
@@ -173,10 +271,12 @@ class Problem:
             if inputs.has_lines(declared):
                 now = part.take(held.values, declared.role)
                 block = torch.empty_like(now)
-                inputs.fill_part(block, declared, part, self._check_seed, most=self.most)
+                inputs.fill_part(block, declared, part, self._check_seed, most=self.most, alike=self.alike)
+                if self._has_products and declared.role is Role.FULL:
+                    inputs.tame(block, self.workload.cols)
             else:
                 now, block = held.values, torch.empty_like(held.values)
-                inputs.fill_ordinary(block, declared, self._check_seed)
+                self.fill(block, declared, (), self._check_seed)
             integer = held.bits.dtype
             differs.append((now.view(integer) != block.view(integer)).any())
             blocks.append(block if inputs.has_lines(declared) else part.take(block, declared.role))
@@ -204,7 +304,7 @@ class Problem:
 
     def results(self, inputs: Sequence[Guarded], rows: int) -> tuple[torch.Tensor, ...]:
         """PyTorch's answer for that many rows."""
-        return self.function(*self._views(inputs, (rows, self.workload.cols)))
+        return self._answer(self._views(inputs, self.shape_of(rows)))
 
     def _views(self, inputs: Sequence[Guarded], shape: tuple[int, ...]) -> list[torch.Tensor]:
         shapes = self.op.input_shapes(shape, dict(self.workload.options), self.workload.inner)
@@ -219,10 +319,11 @@ class Problem:
 
     def _copy(self) -> tuple[Callable[[], object], float]:
         tensors = [tensor.values for tensor in (*self.inputs, *self.outputs)]
-        half = sum(tensor.numel() for tensor in tensors) / 2
+        half = sum(tensor.nbytes for tensor in tensors) / 2 / self.dtype.itemsize
         source, out = tensors[0], self.outputs[0].values
         full = [declared for declared in self.declared if declared.role is Role.FULL]
-        if len(full) == len(self.outputs) == 1 and not self.workload.inner:  # weights are a small part of it
+        # Weights are a small part of it.
+        if len(full) == 1 and out.shape == source.shape and len(self.outputs) == 1:
             return lambda: out.copy_(source), half / out.numel()
         size = min(round(half), _CEILING_BYTES // self.dtype.itemsize)
         size -= size % _EVEN if size > _EVEN else 0
@@ -250,7 +351,8 @@ class Problem:
         limits = [limit for limit in (job.memory_limit_bytes, job.target.memory_bytes) if limit]
         workload = self.workload
         shapes = self.op.input_shapes(workload.shape, dict(workload.options), workload.inner)
-        elements = sum(torch.Size(shape).numel() for shape in shapes) + 2 * self._count * workload.numel
+        elements = sum(torch.Size(shape).numel() for shape in shapes)
+        elements += 2 * sum(math.prod(self._matrix(role, workload.rows)) for role in self.output_roles)
         needed = elements * workload.itemsize
         # A linear's weight once more for screening, again with equal rows, for the ceiling, and in float64.
         copies = 2 + (Role.COLUMN in self.output_roles)
@@ -264,10 +366,12 @@ class Problem:
 
 
 def _levels(program: Program, workload: Workload) -> float:
-    """How often the sums of an op with a linear round at least.
+    """How often the sums of an op with a linear, or of one that reduces its rows, round at least.
 
     PyTorch's own error tells of such long sums; a quarter of the additions is what one line's luck may be.
     """
+    if not workload.inner:
+        return math.log2(workload.cols)
     levels = math.log2(workload.inner) / 4
     if all(program.per_row):  # a sum over the columns hides what the products lost: no more than needed
         return levels + math.log2(workload.cols) / 4

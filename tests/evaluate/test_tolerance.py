@@ -221,3 +221,69 @@ def test_where_pytorch_overflows_the_best_possible_result_is_right() -> None:
     assert is_right(read([reference.judge(l2norm(x.double()).half()).tolist()]))
     assert is_right(read([reference.judge(l2norm(x)).tolist()]))
     assert not is_right(read([reference.judge(0.99 * l2norm(x.double()).half()).tolist()]))
+
+
+def multiplied_derivative(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Of an RMS norm with respect to x."""
+    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
+    normal = x * inverse
+    return (grad - normal * (grad * normal).mean(-1, keepdim=True)) * inverse
+
+
+def divided_derivative(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The same, rounded elsewhere."""
+    root = torch.sqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + 1e-5)
+    normal = x / root
+    inner = (grad * normal).sum(-1, keepdim=True) / x.shape[-1]
+    return (grad - normal * inner) / root
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_where_pytorchs_own_elements_are_luck_other_right_ones_are_right(dtype: torch.dtype) -> None:
+    """In few rows PyTorch's own may all be lucky ones: an element that is its whole row cancels there."""
+
+    def narrow(formula: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *tensors: (
+            formula(*tensors)
+            if tensors[0].dtype is torch.float64
+            else formula(*[each.float() for each in tensors]).to(dtype)
+        )
+
+    refused, passed_wrong = [], []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        grad, x = (torch.randn(37, 64, generator=generator).to(dtype) for _ in range(2))
+        for tensor in (grad, x):
+            tensor[:, 12] = 300.0
+        reference = reference_of(narrow(multiplied_derivative), [grad, x], pointwise=False)
+        other = narrow(divided_derivative)(grad, x)
+        if not is_right(read([reference.judge(other).tolist()])):
+            refused.append(seed)
+        if is_right(read([reference.judge(other * 1.01).tolist()])):
+            passed_wrong.append(seed)
+    assert refused == []
+    assert passed_wrong == []
+
+
+@pytest.mark.parametrize(("function", "pointwise"), [(softmax, False), (torch.sigmoid, True)])
+def test_a_small_error_shows_in_how_results_are_rounded(function: Function, pointwise: bool) -> None:
+    """1e-3 up or down is a quarter of what rounding to bfloat16 takes, and doubles no other measure."""
+    dtype = torch.bfloat16
+
+    def off(x: torch.Tensor) -> torch.Tensor:
+        wide = function(x.double())
+        step = torch.rand(wide.shape, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
+        return (wide * (1 + 1e-3 * step)).to(dtype)
+
+    assert is_right(judge(function, lambda x: function(x.double()).to(dtype), dtype, pointwise))
+    judgement = judge(function, off, dtype, pointwise)
+    assert not is_right(judgement)
+    assert judgement.error < 40
+
+
+def test_an_op_that_rounds_in_between_may_be_rounded_so() -> None:
+    dtype = torch.bfloat16
+    judgement = judge(
+        lambda x: F.silu(x) * x, lambda x: (F.silu(x.float()) * x.float() * 1.0005).to(dtype), dtype, True
+    )
+    assert is_right(judgement)
