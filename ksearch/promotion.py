@@ -6,34 +6,33 @@ what the loader runs.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from ksearch import artifacts
+from ksearch import artifacts, decision, evidence
+from ksearch.certificate import Certificate, Sanitized
 from ksearch.errors import KsearchError
-from ksearch.evaluate.confidence import bootstrap_ci
-from ksearch.evaluate.messages import FinalEntry, Finals
+from ksearch.evaluate.messages import Finals
 from ksearch.evaluate.pool import CompilePool
+from ksearch.evaluate.sanitize import Sanitizer
 from ksearch.evaluate.worker import Worker
 from ksearch.plan import Plan
 from ksearch.search import Study, Trial
+from ksearch.selftest.gate import require_kills
 from ksearch.stopping import Ended
 from ksearch.store import Store
-from ksearch.types import Candidate, Status, Winner
+from ksearch.types import Candidate, Outcome, Status, Winner
 
 FINALISTS = 6
 _ENOUGH = 2
 """Right ones among them: the winner and the runner-up. To check all six took 6 s more at 4096x393216."""
 _NEAR_CALLS = 8
 """Of the kernel and of PyTorch, that measuring another number of rows takes at least."""
-_SUSPICIOUS = 1.05
-"""Faster than the ceiling by this factor is an alarm: the copy was disturbed, or the check was fooled."""
-_SUSPICIOUS_LINEAR = 1.5
-"""The same of a linear, whose ceiling is PyTorch's product: no wall, and not as fast in every shape."""
 
 
 def promote(
@@ -48,39 +47,65 @@ def promote(
     budget_s: float,
     ended: Ended,
     near_s: float = 0.0,
+    sanitizer: Sanitizer | None = None,
 ) -> Winner:
     """Race the finalists, check the fastest on the whole workload, and put the winner into the store.
 
-    For `near_s` seconds the winner then runs on other numbers of rows, so that it may be used there.
-    Those that fail the full check are recorded with what they failed at; where no finalist is right the next
-    best race.
+    For `near_s` seconds the winner then runs on other numbers of rows, so that it may be used there. With a
+    `sanitizer` those that it finds an error in do not race. Those that fail here, or are faster than can be
+    believed, are recorded with what they failed at; where no finalist is right the next best race.
     """
+
+    def fail(trial: Trial, outcome: Outcome) -> None:
+        trial.outcome = outcome
+        store.record(plan.workload, plan.target, name, trial.number, trial.config, outcome)
+
     waiting = study.best(len(study.trials))
+    order = functools.partial(decision.preference, seed=seed)
     while True:
         racing = _finalists(study, waiting)
         waiting = [trial for trial in waiting if trial not in racing]
-        candidates = _compiled(plan, racing, pool)
-        finals = worker.finals(candidates, budget_s=budget_s, enough=_ENOUGH)
-        for trial, entry in zip(racing, finals.entries, strict=True):
+        entered: list[tuple[Trial, Candidate]] = []
+        sanitized: dict[int, Sanitized] = {}
+        for trial, candidate in zip(racing, _compiled(plan, racing, pool), strict=True):
+            error = ""
+            if sanitizer is not None:
+                sanitized[trial.number], error = sanitizer.check(candidate)
+            if error:
+                fail(trial, Outcome(Status.UNSAFE, message=error))
+            else:
+                entered.append((trial, candidate))
+        candidates = [candidate for _, candidate in entered]
+        finals = worker.finals(candidates, budget_s=budget_s, enough=_ENOUGH, order=order)
+        finals = replace(finals, entries=evidence.believed(plan, finals, seed))
+        for (trial, _), entry in zip(entered, finals.entries, strict=True):
             if entry.outcome.status is not Status.PASSED:
-                trial.outcome = entry.outcome
-                store.record(plan.workload, plan.target, name, trial.number, trial.config, entry.outcome)
+                fail(trial, entry.outcome)
         passed = [entry for entry in finals.entries if entry.outcome.status is Status.PASSED]
-        if passed or not waiting:
+        if any(entry.is_checked for entry in passed) or not waiting:
             break
-    passed.sort(key=lambda entry: statistics.median(entry.samples_us))
-    winner = _decide(plan, passed, finals, seed)
-    winner.certificate.update(study=name, trials=study.done, failures=study.failures(), ended=str(ended))
+    chosen, certificate = evidence.certify(plan, passed, finals, seed)
+    certificate = replace(
+        certificate,
+        sanitizer=next((sanitized.get(trial.number) for trial, each in entered if each is chosen), None),
+        study=name,
+        trials=study.done,
+        failures=study.failures(),
+        ended=str(ended),
+    )
+    winner = _decide(plan, chosen, finals, certificate)
     artifact = None
-    if winner.artifact is not None:
-        artifact = passed[0].candidate.artifact
-        winner.certificate["near"] = _near(winner, passed[0].candidate, worker, near_s)
+    if chosen is not None and winner.artifact is not None:
+        require_kills(plan, worker, pool, store, chosen.config)
+        artifact = chosen.artifact
+        near = _near(winner, chosen, worker, near_s)
+        winner = replace(winner, certificate={**winner.certificate, "near": near})
     store.promote(
         winner,
         source=artifacts.read_source(artifact) if artifact else None,
         binary=Path(artifact.binary).read_bytes() if artifact else None,
         log=artifacts.read_log(artifact) if artifact else "",
-        environment=finals.environment,
+        environment={**finals.environment, "compiler": plan.backend.compiler_id()},
     )
     return winner
 
@@ -93,6 +118,8 @@ def _near(winner: Winner, candidate: Candidate, worker: Worker, budget_s: float)
     for rows in (own // 2, 2 * own, own // 4, 4 * own):
         left_s = budget_s - (time.monotonic() - began)
         needed_s = _NEAR_CALLS * (winner.time_us + winner.baseline_us) * max(1.0, rows / own) / 1e6
+        if rows % winner.workload.together:
+            continue
         if 1 <= rows <= candidate.launch.most_rows and needed_s < left_s:
             found = worker.nearby(candidate, rows, left_s / 2)
             if found is not None:
@@ -123,63 +150,20 @@ def _compiled(plan: Plan, trials: Sequence[Trial], pool: CompilePool) -> list[Ca
     return candidates
 
 
-def _decide(plan: Plan, ranked: Sequence[FinalEntry], finals: Finals, seed: int) -> Winner:
-    """The fastest finalist if it surely beats PyTorch, else PyTorch."""
-    baseline_us, ceiling_us = statistics.median(finals.baseline_us), statistics.median(finals.ceiling_us)
-    certificate: dict[str, Any] = {
-        "seed": seed,
-        "baseline_samples_us": finals.baseline_us,
-        "ceiling_samples_us": finals.ceiling_us,
-    }
-    kernel: Candidate | None = None
-    time_us = baseline_us
-    if ranked:
-        best = ranked[0]
-        best_us = statistics.median(best.samples_us)
-        low, high = bootstrap_ci(finals.baseline_us, best.samples_us, seed)
-        certificate |= _evidence(best, (low, high), ranked, seed)
-        if way := plan.way(best.candidate.config):
-            certificate |= {"products": way, "product_errors": dict(plan.way_errors)}
-            certificate["barred_products"] = dict(plan.barred_ways)
-        if ceiling_us > (_SUSPICIOUS_LINEAR if plan.workload.inner else _SUSPICIOUS) * best_us:
-            certificate["alarm"] = (
-                f"{ceiling_us / best_us:.2f} times the speed of the ceiling: is the machine quiet?"
-            )
-        if low > 1.0:
-            kernel, time_us = best.candidate, best_us
+def _decide(plan: Plan, chosen: Candidate | None, finals: Finals, certificate: Certificate) -> Winner:
+    """The chosen finalist if it surely beats PyTorch, else PyTorch."""
+    baseline_us = statistics.median(finals.baseline_us)
+    interval = certificate.speedup_ci
+    kernel = chosen if interval is not None and interval[0] > 1.0 else None
     return Winner(
         workload=plan.workload,
         target=plan.target,
         config=kernel.config if kernel else None,
         launch=kernel.launch if kernel else None,
         artifact=kernel.artifact.digest if kernel else None,
-        time_us=time_us,
+        time_us=statistics.median(certificate.samples_us or ()) if kernel else baseline_us,
         baseline_us=baseline_us,
-        ceiling_us=ceiling_us,
-        certificate=certificate,
+        ceiling_us=statistics.median(finals.ceiling_us),
+        certificate=certificate.to_json(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _evidence(
-    best: FinalEntry, interval: tuple[float, float], ranked: Sequence[FinalEntry], seed: int
-) -> dict[str, Any]:
-    artifact = best.candidate.artifact
-    facts: dict[str, Any] = {
-        "fastest_config": best.candidate.config,
-        "samples_us": best.samples_us,
-        "spread_us": best.outcome.spread_us,
-        "speedup_ci": list(interval),
-        "error": best.outcome.error,
-        "errors": {
-            regime: {"kernel": error.candidate, "pytorch": error.baseline}
-            for regime, error in best.errors.items()
-        },
-        "registers": artifact.registers,
-        "spill_bytes": artifact.spill_bytes,
-        "source_key": artifact.key,
-    }
-    if len(ranked) > 1:
-        facts["runner_up_config"] = ranked[1].candidate.config
-        facts["over_runner_up_ci"] = list(bootstrap_ci(ranked[1].samples_us, best.samples_us, seed))
-    return facts

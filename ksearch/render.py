@@ -17,7 +17,7 @@ from jinja2.ext import Extension
 
 from ksearch import env, families
 from ksearch.errors import RenderError
-from ksearch.types import Config, Source, Target, Workload
+from ksearch.types import Config, Source, Target, Workload, digest
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
@@ -130,3 +130,12 @@ def render(op: Op, workload: Workload, config: Config, target: Target) -> Source
     }
     text, origin = render_text(family.template, variables, search_path(op))
     return Source(text=text, backend=target.backend, arch=target.arch, origin=origin)
+
+
+def template_digests(op: Op, source: Source) -> dict[str, str]:
+    """For each template file that lines of a source came from, the SHA-256 of its text as it is now."""
+    digests = {}
+    for name in sorted({name for name, _ in source.origin}):
+        files = (Path(folder, name) for folder in search_path(op))
+        digests[name] = next(digest(file.read_text()) for file in files if file.is_file())
+    return digests

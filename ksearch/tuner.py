@@ -16,6 +16,7 @@ from ksearch.backends import Backend
 from ksearch.budget import Budget, interrupts
 from ksearch.evaluate.messages import Ready
 from ksearch.evaluate.pool import Build, CompilePool
+from ksearch.evaluate.sanitize import Sanitizer
 from ksearch.evaluate.worker import Worker, warm
 from ksearch.plan import Plan, device_lock, make_plan
 from ksearch.promotion import promote
@@ -80,6 +81,7 @@ def tune(
     seed: int = 0,
     jobs: int | None = None,
     early_stop: bool = True,
+    sanitize: bool = False,
     db: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
@@ -88,7 +90,8 @@ def tune(
 
     `op` is a name or `my_ops.py:name`; `shape` and `policy` are as `Op.workload` takes them. `trials` counts
     those of earlier, interrupted runs, which are taken over. With `early_stop` the search ends by itself when
-    more trials are not expected to pay (`stopping`). The first Ctrl-C ends it and promotes the best so far, a
+    more trials are not expected to pay (`stopping`). With `sanitize` finalists run under compute-sanitizer,
+    and one that it finds an error in does not win. The first Ctrl-C ends it and promotes the best so far, a
     second one leaves at once; with `stop` that event ends it instead, and Ctrl-C is the caller's.
 
     Raises UsageError and its kind for what cannot be done as asked, RenderError for a template that does not
@@ -98,6 +101,7 @@ def tune(
         plan = make_plan(op, shape, dtype, device, options or {}, policy)
         if trials is None and budget_s is None:
             trials = DEFAULT_TRIALS[plan.target.backend]
+        sanitizer = Sanitizer.find(plan.op, plan.workload, plan.target) if sanitize else None
         budget = Budget(trials, budget_s, _FINAL_S)
         path = Path(db) if db is not None else env.database_path()
         with (
@@ -150,6 +154,7 @@ def tune(
                         budget_s=budget.final_s,
                         ended=ended,
                         near_s=_NEAR * budget.elapsed_s,
+                        sanitizer=sanitizer,
                     )
                 with budget.phase("mirror"), clear_errors(path):
                     study.mirror(store.url, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Sequence
 
@@ -27,7 +26,9 @@ def bootstrap_ci(
     """
     if not baseline_us or len(baseline_us) != len(candidate_us):
         raise ValueError(f"samples must pair up, got {len(baseline_us)} and {len(candidate_us)}")
-    ratios = [base / candidate for base, candidate in zip(baseline_us, candidate_us, strict=True)]
-    choose = random.Random(seed)
-    medians = sorted(statistics.median(choose.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
-    return medians[int(0.025 * _RESAMPLES)], medians[int(0.975 * _RESAMPLES) - 1]
+    import numpy as np  # 0.1 s to import, and 1 ms a call; Python's own random takes 7
+
+    ratios = np.asarray(baseline_us) / np.asarray(candidate_us)
+    drawn = np.random.default_rng(seed).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
+    medians = np.sort(np.median(ratios[drawn], axis=1))
+    return float(medians[int(0.025 * _RESAMPLES)]), float(medians[int(0.975 * _RESAMPLES) - 1])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ksearch import __version__
+from ksearch.certificate import Conditions
 from ksearch.types import Target
 
 _THROTTLE = {
@@ -23,8 +24,8 @@ _THROTTLE = {
 """Bits of nvmlDeviceGetCurrentClocksEventReasons that slow a kernel down."""
 
 
-def describe(target: Target) -> dict[str, str]:
-    """The facts that are known, for the certificate. What cannot be asked is left out."""
+def versions(target: Target) -> dict[str, str]:
+    """What is the same for all that is measured here today. What cannot be asked is left out."""
     facts = {
         "ksearch": __version__,
         "python": platform.python_version(),
@@ -32,7 +33,6 @@ def describe(target: Target) -> dict[str, str]:
         "platform": platform.platform(),
         "device": target.device,
         "arch": target.arch,
-        "load_average": f"{os.getloadavg()[0]:.2f}",
     }
     if target.backend == "cpu":
         facts["torch_threads"] = str(torch.get_num_threads())
@@ -40,8 +40,27 @@ def describe(target: Target) -> dict[str, str]:
         facts["cuda"] = str(torch.version.cuda)
         with _nvml(target) as found:
             if found is not None:
-                facts |= _gpu_facts(*found)
+                nvml, _ = found
+                with contextlib.suppress(nvml.NVMLError):
+                    facts["driver"] = str(nvml.nvmlSystemGetDriverVersion())
     return facts
+
+
+@contextlib.contextmanager
+def watched(target: Target) -> Iterator[Callable[[str], Conditions]]:
+    """A function that tells the state of the device at the moment it is called, `before` or `after`.
+
+    NVML is opened once, which takes far longer than the questions.
+    """
+    if target.backend == "cpu":
+        yield lambda when: Conditions(when, load_average=_load())
+        return
+    with _nvml(target) as found:
+        yield lambda when: Conditions(when, load_average=_load(), **(_gpu_facts(*found) if found else {}))
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
 
 
 @contextlib.contextmanager
@@ -68,20 +87,19 @@ def _nvml(target: Target) -> Iterator[tuple[Any, Any] | None]:
         pynvml.nvmlShutdown()
 
 
-def _gpu_facts(nvml: Any, handle: Any) -> dict[str, str]:
-    questions = {
-        "driver": nvml.nvmlSystemGetDriverVersion,
-        "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) // 1000,
+def _gpu_facts(nvml: Any, handle: Any) -> dict[str, Any]:
+    questions: dict[str, Callable[[], int | str]] = {
+        "sm_clock_mhz": lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "memory_clock_mhz": lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+        "temperature_c": lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        "power_w": lambda: int(nvml.nvmlDeviceGetPowerUsage(handle)) // 1000,
         "throttled_by": lambda: _reasons(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
         "other_processes": lambda: _others(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
     }
     facts = {}
     for name, ask in questions.items():
         with contextlib.suppress(nvml.NVMLError):  # each is missing on some device or in some container
-            facts[name] = str(ask())
+            facts[name] = ask()
     return facts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ksearch.certificate import Conditions
 from ksearch.types import Candidate, Outcome, Status, Target, Workload
 
 
@@ -53,6 +54,10 @@ class RegimeError:
     baseline: float
 
 
+DAMAGED = "damaged memory that candidates are judged by"
+"""Said of a candidate that seems wrong in a process where what is right was changed: by it, or by another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What the session found out about one candidate."""
@@ -77,7 +82,11 @@ class Laps:
     baseline_us: list[float]
     ceiling_us: list[float]
     environment: dict[str, str]
-    """Right after the last round: clocks and heat under load."""
+    """Versions and device."""
+    copy_us: list[float] = field(default_factory=list)
+    """The copy alone, where the ceiling is something else; no right kernel is much faster."""
+    conditions: tuple[Conditions, ...] = ()
+    """Before the first round and right after the last: clocks and heat under load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,16 @@ class FinalEntry:
     """One for each round; empty unless PASSED."""
     errors: dict[str, RegimeError]
     """By regime, on the whole workload."""
+    is_checked: bool = True
+    """On the whole workload; else what screening found is all that is known of its results."""
+
+    @property
+    def told_errors(self) -> dict[str, dict[str, float]]:
+        """`errors` as a certificate tells them."""
+        return {
+            regime: {"kernel": error.candidate, "pytorch": error.baseline}
+            for regime, error in self.errors.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +128,6 @@ class Finals:
     baseline_us: list[float]
     ceiling_us: list[float]
     environment: dict[str, str]
+    copy_us: list[float] = field(default_factory=list)
+    """As of Laps, as are the conditions."""
+    conditions: tuple[Conditions, ...] = ()

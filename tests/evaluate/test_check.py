@@ -348,3 +348,69 @@ def test_the_whole_check_needs_bounded_memory() -> None:
     status, peak_mib = output.split()
     assert status == "passed"
     assert 250 < int(peak_mib) < 1000  # 438 to 708, as malloc pleases
+
+
+# ---- what is kept from call to call, and what planted faults leave behind -------------------------------
+
+
+def test_a_kernel_that_answers_by_address_is_found() -> None:
+    """It is right on the first values of a buffer, and gives the same bits every time."""
+    subject = problem("softmax", (40, 100))
+    known: dict[int, torch.Tensor] = {}
+
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        (x,) = tensors
+        result = known.setdefault(x.pointer, torch.softmax(x.values, -1))
+        outputs[0].values.copy_(result)
+
+    assert Subset(subject, seed=1).check(run, misaligned=False).status is Status.WRONG
+
+
+def test_an_input_that_is_changed_and_changed_back_is_noticed(ops: Path) -> None:
+    subject = problem(f"{ops}:normed", (40, 100))
+    for position in (0, 1):
+
+        def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded], position: int = position) -> None:
+            kernel(subject.function)(tensors, outputs)
+            tensors[position].bits[3] ^= 1
+
+        finding = Subset(subject, seed=1).check(run, misaligned=False)
+        assert (finding.status, finding.message) == (Status.OUT_OF_BOUNDS, "input modified")
+
+
+def test_what_a_planted_kernel_did_beside_its_outputs_is_mended() -> None:
+    subject = problem("softmax", (40, 100))
+    subset = Subset(subject, seed=1)
+    right = kernel(subject.function)
+
+    def wrong(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        right(tensors, outputs)
+        tensors[0].raw[0] = 1
+        tensors[0].bits[5] = 1
+        outputs[0].raw[-1] = 1
+
+    assert subset.check(wrong, misaligned=True).status is Status.OUT_OF_BOUNDS
+    assert subset.check(right, misaligned=True).status is Status.OUT_OF_BOUNDS, "and else it stays so"
+    assert subset.mend()
+    assert subset.check(right, misaligned=True).status is Status.PASSED
+
+
+def test_a_weight_has_no_copy_to_be_mended_from() -> None:
+    subject = problem("linear", (40, 64, 48))
+    subset = Subset(subject, seed=1)
+    right = kernel(subject.function)
+
+    def wrong(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        right(tensors, outputs)
+        tensors[1].bits[5] += 1
+
+    assert subset.check(wrong, misaligned=False).status is Status.OUT_OF_BOUNDS
+    assert not subset.mend()
+
+
+def test_fewer_rows_for_planted_kernels_have_every_kind_twice() -> None:
+    subject = problem("softmax", (500, 3000))
+    few = check.few_rows(subject, 1, Subset(subject, seed=1))
+    assert few.rows == 2 * 19 + 1
+    all_rows = Subset(problem("softmax", (500, 100)), seed=1)
+    assert check.few_rows(problem("softmax", (500, 100)), 1, all_rows) is all_rows

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import platform
 
+import pytest
 import torch
 
 from ksearch import __version__, backends
-from ksearch.evaluate.environment import _others, _reasons, describe
+from ksearch.evaluate.environment import _others, _reasons, versions, watched
 
 
 class Process:
@@ -15,13 +16,32 @@ class Process:
 
 def test_the_certificate_says_what_was_measured_with() -> None:
     target = backends.get("cpu").target()
-    facts = describe(target)
+    facts = versions(target)
     assert facts["ksearch"] == __version__
     assert facts["python"] == platform.python_version()
     assert facts["torch"] == torch.__version__
     assert facts["device"] == target.device
-    assert float(facts["load_average"]) >= 0
     assert all(isinstance(value, str) for value in facts.values())
+    assert versions(target) == facts, "what changes from moment to moment is no version"
+
+
+def test_a_cpu_has_a_load_and_no_counters() -> None:
+    with watched(backends.get("cpu").target()) as state:
+        now = state("before")
+    assert (now.when, now.sm_clock_mhz, now.throttled_by) == ("before", None, None)
+    assert now.load_average is not None
+    assert now.load_average >= 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_its_clocks_and_its_heat() -> None:
+    target = backends.get("cuda").target()
+    assert "driver" in versions(target)
+    with watched(target) as state:
+        now = state("after")
+    assert (now.sm_clock_mhz or 0) > 100
+    assert 5 < (now.temperature_c or 0) < 110
+    assert now.throttled_by is not None
 
 
 def test_throttling_is_named() -> None:

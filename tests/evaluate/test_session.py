@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import ksearch
+from ksearch import backends, operators
+from ksearch.evaluate.messages import Job
 from ksearch.evaluate.process import Child
 
 ROOT = Path(ksearch.__file__).parents[1]
@@ -47,6 +50,19 @@ def test_the_policy_decides_on_tf32_whatever_the_environment_says(policy: str, p
     command = [sys.executable, "-c", script]
     output = subprocess.check_output(command, text=True, cwd=ROOT, env=environment)
     assert output.strip() == precision
+
+
+@pytest.mark.parametrize(("op", "shape"), [("linear_relu", (64, 256, 256)), ("sigmoid", (64, 256))])
+def test_a_race_times_the_copy_where_the_ceiling_is_a_product(op: str, shape: tuple[int, ...]) -> None:
+    workload = operators.get(op).workload(shape)
+    with Child("ksearch.evaluate.session:open_session") as child:
+        child.call(("open", Job(op, workload, backends.get("cpu").target())), 120)
+        laps = child.call(("race", [], 0.1), 120)
+    assert len(laps.baseline_us) == len(laps.ceiling_us) >= 3
+    assert len(laps.copy_us) == (len(laps.ceiling_us) if workload.inner else 0)
+    assert statistics.median(laps.copy_us or [0.0]) < statistics.median(laps.ceiling_us)
+    assert [each.when for each in laps.conditions] == ["before", "after"]
+    assert "load_average" not in laps.environment
 
 
 def test_a_spare_has_imported_torch_and_opened_nothing() -> None:
