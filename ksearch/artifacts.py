@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ksearch import env
+from ksearch import env, private
 from ksearch.backends.base import Backend
 from ksearch.types import Artifact, Source, canonical_json, digest
 
@@ -34,9 +34,10 @@ def find(entry: str) -> Artifact | None:
     """The artifact of that key, or None where it is missing, unreadable or not what was compiled."""
     try:
         facts = json.loads((folder(entry) / "artifact.json").read_text())
-        artifact = Artifact(key=entry, folder=str(folder(entry)), compile_s=0.0, **facts)
-        return artifact if digest(Path(artifact.binary).read_bytes()) == artifact.digest else None
-    except (OSError, ValueError, TypeError):
+        binary = folder(entry) / Path(facts.pop("binary")).name  # here, wherever the entry says
+        artifact = Artifact(key=entry, folder=str(folder(entry)), compile_s=0.0, binary=str(binary), **facts)
+        return artifact if digest(binary.read_bytes()) == artifact.digest else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -48,8 +49,7 @@ def build(backend: Backend, source: Source) -> Artifact:
     began = time.perf_counter()
     compiled = backend.compile(source)
     compile_s = time.perf_counter() - began
-    final = folder(entry)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    final = private.make_cache(env.cache_dir(), "artifacts", entry[:2]) / entry
     binary = final / f"kernel.{backend.extension}"
     facts: dict[str, Any] = {
         "binary": str(binary),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ksearch.errors import NewerSchema, StoreError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of the tables in `ksearch.store.schema`; the number of migrations."""
 
 _WORDS = {
@@ -32,6 +32,11 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only say more
     words = _WORDS.get(code)
     return StoreError(f"database {path} {words} ({error})" if words else f"database {path}: {error}")
+
+
+def garbled(error: UnicodeDecodeError, path: Path) -> StoreError:
+    """Where SQLite's own words quote bytes of the file that are no text."""
+    return StoreError(f"database {path} {_WORDS[sqlite3.SQLITE_CORRUPT]} ({error.reason})")
 
 
 def check_schema(found: int, path: Path, known: int = SCHEMA_VERSION) -> None:
@@ -67,7 +72,7 @@ def open_readonly(path: Path, timeout_s: float) -> sqlite3.Connection:
         )
         try:
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # opening alone reads nothing
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):
             connection.close()
             raise
         return connection

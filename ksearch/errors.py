@@ -16,6 +16,7 @@ KsearchError                  base: catch this to show one clear line instead of
 ├── BundleError               a bundle is changed, cut short, foreign, newer, or not signed as asked
 ├── NoWinner                  nothing was tuned for a call, and KSEARCH_REQUIRE is set
 ├── DeviceBusy                another tuner holds the same device
+├── SelftestError             a planted wrong kernel passes the check, or cannot be made
 └── WorkerError               the isolated worker could not be started or kept alive
 
 A candidate kernel that fails is *not* an exception: it is an `Outcome` with a `Status`.
@@ -94,6 +95,10 @@ class NoWinner(KsearchError):
 
 class DeviceBusy(KsearchError):
     """Another tuner holds the same device and database."""
+
+
+class SelftestError(KsearchError):
+    """A planted wrong kernel passes the check, so that nothing may be promoted; or one cannot be made."""
 
 
 class WorkerError(KsearchError):

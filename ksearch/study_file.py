@@ -52,7 +52,7 @@ def read(path: Path) -> StudyFile:
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the study {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, a number or a nesting that Python refuses
         raise UsageError(f"{path} is not TOML: {error}") from error
     return _Reader(path).study(content)
 

@@ -7,6 +7,7 @@ process can.
 from __future__ import annotations
 
 import queue
+import resource
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from types import TracebackType
 from typing import Any
 
 from ksearch.errors import CompileError, KsearchError, WorkerError
-from ksearch.evaluate.process import Answer, Child, ChildDied, ChildError, ChildTimeout
+from ksearch.evaluate.process import Answer, Child, ChildDied, ChildError, ChildTimeout, limit
 from ksearch.types import Artifact, Source, Status
 
+_MEMORY_BYTES = 6 << 30
+"""What one compiler may take, so that a source which takes all there is costs itself alone."""
+_ATTEMPTS = 3
 _START_S = 60.0
 """Starting a child takes 0.1 s; on a machine whose cores and disk are all busy, many times that."""
 
@@ -35,12 +39,15 @@ class Build:
 class CompilePool:
     """`width` compilations at a time, in processes that start when first needed.
 
+    A compiler that takes longer than `timeout_s`, or more than `memory_bytes`, is that source's outcome.
     Leaving the context drops what was not compiled yet and ends every process.
     """
 
-    def __init__(self, backend: str, width: int, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, backend: str, width: int, timeout_s: float = 60.0, memory_bytes: int = _MEMORY_BYTES
+    ) -> None:
         self.width = width
-        self._backend = backend
+        self._opening = backend, memory_bytes
         self._timeout_s = timeout_s
         self._waiting: queue.SimpleQueue[tuple[Hashable, Source] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Build | Exception] = queue.SimpleQueue()
@@ -95,9 +102,13 @@ class CompilePool:
             child.kill()
 
     def _compile(self, lane: int, tag: Hashable, source: Source) -> Build:
-        child = self._child(lane)
         try:
-            artifact: Artifact = child.call(source, self._timeout_s)
+            try:
+                artifact: Artifact = self._child(lane).call(source, self._timeout_s)
+            except ChildDied as death:
+                if not death.by_force or self._closed:
+                    raise
+                artifact = self._child(lane).call(source, self._timeout_s)  # twice is no accident
         except CompileError as error:
             return Build(tag, status=Status.COMPILE_ERROR, message=str(error), log=error.log)
         except ChildTimeout:
@@ -115,16 +126,22 @@ class CompilePool:
         child = self._children.get(lane)
         if child is not None and child.is_alive:
             return child
-        with self._lock:
-            if self._closed:
-                raise WorkerError("the compile pool is closed")
-            child = self._children[lane] = Child("ksearch.evaluate.pool:open_compiler")
-        try:
-            child.call(self._backend, _START_S)
-        except (ChildDied, ChildTimeout, ChildError) as error:
-            child.kill()
-            raise WorkerError(f"a compile process does not start: {error}") from error
-        return child
+        reason = ""
+        for _ in range(_ATTEMPTS):
+            if child is not None:
+                child.kill()
+            with self._lock:
+                if self._closed:
+                    raise WorkerError("the compile pool is closed")
+                child = self._children[lane] = Child("ksearch.evaluate.pool:open_compiler")
+            try:
+                child.call(self._opening, _START_S)
+            except (ChildDied, ChildTimeout, ChildError) as error:
+                child.kill()
+                reason = str(error)
+            else:
+                return child
+        raise WorkerError(f"a compile process does not start: {reason}")
 
     def __enter__(self) -> CompilePool:
         return self
@@ -148,7 +165,8 @@ class CompilePool:
 
 
 def open_compiler() -> Answer:
-    """The child's side: the first message names the backend, each later one is a Source to build."""
+    """The child's side: the first message names the backend, and how much memory this process, and each that
+    it starts, may take; each later one is a Source to build."""
     from ksearch import artifacts, backends  # in the child alone: the parent's pool needs neither
 
     chosen: backends.Backend | None = None
@@ -156,7 +174,9 @@ def open_compiler() -> Answer:
     def answer(message: Any) -> Artifact | None:
         nonlocal chosen
         if chosen is None:
-            chosen = backends.get(message)
+            name, memory_bytes = message
+            chosen = backends.get(name)
+            limit(resource.RLIMIT_DATA, memory_bytes)
             return None
         return artifacts.build(chosen, message)
 

@@ -10,7 +10,9 @@ import contextlib
 import ctypes
 import importlib
 import os
+import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from ksearch.errors import KsearchError
@@ -30,6 +33,9 @@ Answer: TypeAlias = Callable[[Any], Any]
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 4000
+_FILE_BYTES = 256 << 20
+"""The largest file that a child writes: a kernel that prints without end must not fill the disk, nor a source
+whose object file would. What is kept of a candidate is a few MB at most."""
 _REAP_S = 10.0
 """A killed process that is still there after this long hangs in the driver: it is left to the system."""
 
@@ -41,6 +47,12 @@ class ChildDied(Exception):
         super().__init__(describe_exit(returncode, stderr_tail))
         self.returncode = returncode
         self.stderr_tail = stderr_tail
+
+    @property
+    def by_force(self) -> bool:
+        """SIGKILL: by a person, a batch system or the kernel that ran out of memory. What it was at work on
+        need not be to blame."""
+        return self.returncode == -signal.SIGKILL
 
 
 class ChildTimeout(Exception):
@@ -79,23 +91,29 @@ class Child:
 
     def __init__(self, target: str) -> None:
         ours, theirs = socket.socketpair()
+        self._folder = tempfile.TemporaryDirectory(prefix="ksearch-", ignore_cleanup_errors=True)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed by kill)
         self._sent = 0
         command = [sys.executable, "-P", "-m", "ksearch.evaluate.process", target]
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [*command, str(theirs.fileno()), str(os.getpid())],
+                    [*command, str(theirs.fileno()), str(os.getpid()), self._folder.name],
                     stdin=subprocess.DEVNULL,
                     stdout=self._stderr,  # what a kernel prints must not mix with our own output
                     stderr=self._stderr,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(p or str(os.curdir) for p in sys.path)},
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": os.pathsep.join(p or str(os.curdir) for p in sys.path),
+                        "TMPDIR": self._folder.name,  # what it leaves behind when it is killed goes, too
+                    },
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
         except BaseException:
             ours.close()
             self._stderr.close()
+            self._folder.cleanup()
             raise
         self._connection = Connection(ours.detach())
 
@@ -168,6 +186,7 @@ class Child:
             self._process.wait(_REAP_S)
         self._connection.close()
         self._stderr.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> Child:
         return self
@@ -176,9 +195,10 @@ class Child:
         self.kill()
 
 
-def serve(target: str, descriptor: int, parent: int) -> None:
-    """The child's side: answer messages until the parent is gone."""
-    _die_with(parent, descriptor)
+def serve(target: str, descriptor: int, parent: int, folder: str) -> None:
+    """The child's side: answer messages until the parent is gone. `folder` is for its temporary files."""
+    _die_with(parent, descriptor, folder)
+    _bound()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to act on
     connection = Connection(descriptor)
     module, _, name = target.partition(":")
@@ -195,11 +215,27 @@ def serve(target: str, descriptor: int, parent: int) -> None:
         except (KsearchError, OSError) as raised:
             error = raised
         except Exception as raised:  # noqa: BLE001  (the process boundary: the parent decides what it means)
-            error = ChildError(f"{type(raised).__name__}: {raised}", traceback.format_exc())
+            first = (str(raised).strip().splitlines() or ["no message"])[0]  # CUDA's errors go on with advice
+            error = ChildError(f"{type(raised).__name__}: {first}", traceback.format_exc())
         connection.send((number, error, value))
 
 
-def _die_with(parent: int, descriptor: int) -> None:
+def _bound() -> None:
+    """What goes wrong in this process, and in those that it starts, must cost the machine little."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # thousands of candidates may crash, at GBs each
+    limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
+    with contextlib.suppress(OSError):  # where memory runs out this is to go, not the tuner
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def limit(kind: int, most: int) -> None:
+    """Lower one of this process's limits to `most`; it stays where it is lower already."""
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def _die_with(parent: int, descriptor: int, folder: str) -> None:
     """End with the parent. A thread watches the pipe and ends the whole group, a compiler that was started
     here too; and should native code hold the interpreter then, the system's signal ends this process."""
     if sys.platform == "linux":
@@ -216,6 +252,7 @@ def _die_with(parent: int, descriptor: int) -> None:
         poll = select.poll()
         poll.register(descriptor, 0)  # nothing but the other end being closed
         poll.poll()
+        shutil.rmtree(folder, ignore_errors=True)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
@@ -223,4 +260,6 @@ def _die_with(parent: int, descriptor: int) -> None:
 
 if __name__ == "__main__":
     # By its full name: under `-m` this module is `__main__`, whose classes the parent could not unpickle.
-    importlib.import_module("ksearch.evaluate.process").serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    importlib.import_module("ksearch.evaluate.process").serve(
+        sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    )

@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ import torch
 from ksearch import backends
 from ksearch.backends.base import Kernel, LaunchError
 from ksearch.errors import BadShape
-from ksearch.evaluate import environment, nearby, timing
+from ksearch.evaluate import environment, faults, intact, nearby, timing
 from ksearch.evaluate.buffers import Guarded, Scratch
-from ksearch.evaluate.check import Run, Subset, check_whole
-from ksearch.evaluate.messages import Finding, Job, Laps, Nearby, Ready
+from ksearch.evaluate.check import Run, Subset, check_whole, few_rows
+from ksearch.evaluate.messages import DAMAGED, Finding, Job, Laps, Nearby, Ready
 from ksearch.evaluate.problem import Problem
-from ksearch.evaluate.process import Answer
+from ksearch.evaluate.process import Answer, limit
 from ksearch.invoke import Starter
-from ksearch.types import Candidate, Launch, Status
+from ksearch.types import Candidate, Launch, Status, digest
 
 _WARM_S = {"cuda": 0.2, "cpu": 0.05}
 
@@ -48,12 +49,19 @@ class Session:
             if job.memory_limit_bytes is not None:
                 total = torch.cuda.get_device_properties(job.target.index).total_memory
                 torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory_limit_bytes / total))
+            # The default stream and others wait for one another: what is left to another would be in time.
+            torch.cuda.set_stream(torch.cuda.Stream())
         else:
             keep_heap()
         self._problem = Problem(job)
         self._subset = Subset(self._problem, job.seed)
+        self._checksum = intact.checksum(self._subset.judges())
         self._clock = timing.clock(job.target)
+        if not self._is_cuda:
+            _keep_memory(job.memory_limit_bytes or job.target.memory_bytes)
         self._bound: tuple[timing.Call, float] | None = None
+        self._copy: tuple[timing.Call, float] | None = None
+        """Where it is not what bounds every kernel; known with `_bound`."""
 
     def start(self) -> Ready:
         """Time PyTorch's own function, and what bounds every kernel."""
@@ -63,18 +71,17 @@ class Session:
         baseline_us = timing.measure(self._clock, baseline).time_us
         call, scale = self._ceiling()
         ceiling_us = scale * timing.measure(self._clock, call).time_us
-        return Ready(baseline_us, ceiling_us, environment.describe(self._job.target), self._memory_bytes())
+        return Ready(baseline_us, ceiling_us, environment.versions(self._job.target), self._memory_bytes())
 
     def screen(self, candidate: Candidate, incumbent_us: float | None) -> Finding:
         """Check on some rows with every kind of value; if right, time on the whole workload."""
 
         def evaluate(kernel: Kernel) -> Finding:
-            misaligned = candidate.launch.alignment <= self._problem.dtype.itemsize
             began = time.perf_counter()
-            finding = self._check(
-                kernel, candidate.launch, lambda run: self._subset.check(run, misaligned=misaligned)
-            )
+            finding = self._check_some(kernel, candidate.launch, self._subset)
             finding = replace(finding, check_s=time.perf_counter() - began)
+            if finding.status in (Status.WRONG, Status.NONDETERMINISTIC) and not self._is_intact():
+                return Finding(Status.OUT_OF_BOUNDS, DAMAGED, finding.error, healthy=False)
             if finding.status is not Status.PASSED:
                 return finding
             self._problem.fill_for_timing()
@@ -82,6 +89,11 @@ class Session:
             return replace(finding, timing=timing.measure(self._clock, call, incumbent_us))
 
         return self._attempt(candidate, evaluate)
+
+    def _is_intact(self) -> bool:
+        """Whether nobody changed what is right; asked only where a candidate seems to be wrong, for a right
+        one is not right by damage, and the winner is checked on other values."""
+        return intact.checksum(self._subset.judges()) == self._checksum
 
     def verify(self, candidate: Candidate) -> Finding:
         """Check on the whole workload, with values that no screening has used."""
@@ -91,21 +103,69 @@ class Session:
 
         return self._attempt(candidate, evaluate)
 
+    def probe(self, candidate: Candidate, fault: str, whole: bool, many: bool) -> Finding:
+        """What the check of screening, or that of the whole workload, makes of a planted wrong kernel. Of
+        screening, without `many` on fewer rows: each is judged by itself, and is as long as the workload's.
+
+        `fault` is one of `faults`, or empty. What such a kernel does beside its outputs is known, and is
+        mended here: it need not cost the process.
+        """
+
+        def evaluate(kernel: Kernel) -> Finding:
+            planted = faults.with_fault(kernel, fault)
+            if whole:
+                return self._check(planted, candidate.launch, lambda run: check_whole(self._problem, run))
+            some = self._subset if many else self._few
+            finding = self._check_some(planted, candidate.launch, some)
+            if finding.status is Status.OUT_OF_BOUNDS and some.mend():
+                return replace(finding, healthy=True)
+            return finding
+
+        return self._attempt(candidate, evaluate)
+
+    @cached_property
+    def _few(self) -> Subset:
+        return few_rows(self._problem, self._job.seed, self._subset)
+
+    def agree(self, one: Candidate, other: Candidate) -> bool:
+        """Whether two candidates give the same bits on all that `probe` tries. Raises LaunchError."""
+        kernels = [self._load(one), self._load(other)]
+        try:
+            first, second = kernels
+            return self._few.agree(self._run(first, one.launch), self._run(second, other.launch))
+        finally:
+            for kernel in kernels:
+                kernel.unload()
+
     def race(self, candidates: Sequence[Candidate], budget_s: float) -> Laps:
-        """Candidates, PyTorch and the ceiling, each once a round."""
+        """Candidates, PyTorch and the ceiling, each once a round; and the copy, where the ceiling is none."""
         self._problem.fill_for_timing()
-        bound, scale = self._ceiling()
+        bounds = [self._ceiling()]
+        if self._copy is not None:
+            bounds.append(self._copy)
         kernels = [self._load(candidate) for candidate in candidates]
         try:
             pairs = zip(kernels, candidates, strict=True)
             runs = [self._run(kernel, candidate.launch) for kernel, candidate in pairs]
-            calls = [*map(self._call, runs), self._problem.baseline(), bound]
-            *mine, baseline, ceiling = timing.race(self._clock, calls, budget_s=budget_s, seed=self._job.seed)
-            facts = environment.describe(self._job.target)
+            calls = [*map(self._call, runs), self._problem.baseline(), *(call for call, _ in bounds)]
+            with environment.watched(self._job.target) as state:
+                before = state("before")
+                laps = timing.race(self._clock, calls, budget_s=budget_s, seed=self._job.seed)
+                after = state("after")
         finally:
             for kernel in kernels:
                 kernel.unload()
-        return Laps(mine, baseline, [scale * sample_us for sample_us in ceiling], facts)
+        count = len(candidates)
+        bound_laps = zip(laps[count + 1 :], bounds, strict=True)
+        ceiling, *copy = [[scale * sample_us for sample_us in samples] for samples, (_, scale) in bound_laps]
+        return Laps(
+            laps[:count],
+            laps[count],
+            ceiling,
+            environment.versions(self._job.target),
+            copy[0] if copy else [],
+            (before, after),
+        )
 
     def nearby(self, candidate: Candidate, rows: int, budget_s: float) -> Nearby | None:
         """The candidate on another number of rows; None where that does not fit into the memory left."""
@@ -129,16 +189,30 @@ class Session:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
     def _load(self, candidate: Candidate) -> Kernel:
-        return self._backend.load(Path(candidate.artifact.binary), candidate.launch, self._job.target.index)
+        """Raises LaunchError, also for a file that is not what was compiled."""
+        binary = Path(candidate.artifact.binary)
+        try:
+            is_it = digest(binary.read_bytes()) == candidate.artifact.digest
+        except OSError as error:
+            raise LaunchError(f"{binary} cannot be read: {error.strerror}") from error
+        if not is_it:
+            raise LaunchError(f"{binary} is not what was compiled: its SHA-256 differs")
+        return self._backend.load(binary, candidate.launch, self._job.target.index)
 
     def _ceiling(self) -> tuple[timing.Call, float]:
         """What bounds every kernel, of what may the slowest, and the factor for its time."""
         if self._bound is None:
-            found = self._problem.ceilings()
-            if len(found) > 1:
+            copy, *others = found = self._problem.ceilings()
+            if others:
                 found.sort(key=lambda each: each[1] * timing.measure(self._clock, each[0]).time_us)
             self._bound = found[-1]
+            self._copy = copy if self._bound is not copy else None
         return self._bound
+
+    def _check_some(self, kernel: Kernel, launch: Launch, some: Subset) -> Finding:
+        """On some rows with every kind of value; off alignment, too, where the launch allows it."""
+        misaligned = launch.alignment <= self._problem.dtype.itemsize
+        return self._check(kernel, launch, lambda run: some.check(run, misaligned=misaligned))
 
     def _check(self, kernel: Kernel, launch: Launch, check: Callable[[Run], Finding]) -> Finding:
         """What `check` finds of runs whose own memory is watched, too."""
@@ -159,7 +233,7 @@ class Session:
         def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
             pointers = tuple(tensor.pointer for tensor in (*tensors, *outputs))
             matrices = [tensor.values for tensor in tensors]
-            start(matrices, pointers, outputs[0].values.shape[0], stream)
+            start(matrices, pointers, tensors[0].values.shape[0], stream)
 
         return run
 
@@ -198,6 +272,18 @@ class Session:
             lines = status.read_text().splitlines()
             return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _keep_memory(most_bytes: int) -> None:
+    """From now on this process gets what is free, less a tenth, and no more than `most_bytes`: a kernel that
+    allocates without end then fails by itself, before the system looks for somebody to end."""
+    facts: dict[str, int] = {}
+    for name in ("/proc/self/status", "/proc/meminfo"):
+        if Path(name).exists():
+            pairs = (line.partition(":") for line in Path(name).read_text().splitlines())
+            facts |= {key: 1024 * int(text.split()[0]) for key, _, text in pairs if text.endswith("kB")}
+    if "VmData" in facts and "MemAvailable" in facts:
+        limit(resource.RLIMIT_DATA, facts["VmData"] + min(most_bytes, facts["MemAvailable"] * 9 // 10))
 
 
 def keep_heap() -> None:

@@ -7,11 +7,12 @@ child process, and a spare one that has imported torch already takes over.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from ksearch.errors import KsearchError, WorkerError
 from ksearch.evaluate.confidence import half_interquartile_us
-from ksearch.evaluate.messages import FinalEntry, Finals, Finding, Job, Laps, Nearby, Ready
+from ksearch.evaluate.messages import DAMAGED, FinalEntry, Finals, Finding, Job, Laps, Nearby, Ready
 from ksearch.evaluate.process import Child, ChildDied, ChildError, ChildTimeout
 from ksearch.types import Candidate, Outcome, Status
 
@@ -21,6 +22,10 @@ _START_S = 600.0
 _ATTEMPTS = 3
 _PROOF_S = 1.0
 """Budget for racing a finalist alone, after a race that one of them broke."""
+
+
+Order: TypeAlias = Callable[[Sequence[Candidate], Sequence[Sequence[float]]], list[int]]
+"""From candidates and their samples in microseconds: places, in the order in which to check them."""
 
 
 def warm() -> Child:
@@ -47,10 +52,10 @@ class Worker:
     def start(self) -> Ready:
         """Open the session, and time PyTorch and the ceiling. Raises WorkerError, or what is wrong with the
         job (BadShape, UserFileError, ...)."""
-        child = self._open()
+        self._open()
         try:
             self._quiet()
-            ready: Ready = child.call(("start",), _START_S)
+            ready: Ready = self._ask(("start",), _START_S)
         except (ChildDied, ChildTimeout, ChildError) as error:
             raise WorkerError(f"the worker failed while timing PyTorch's own function: {error}") from error
         self._baseline_s = ready.baseline_us / 1e6
@@ -59,7 +64,10 @@ class Worker:
     def screen(self, candidate: Candidate, incumbent_us: float | None = None) -> Outcome:
         """Check a candidate and time it; with an incumbent's time, not for long if it is clearly slower."""
         # The check alone runs it a dozen times, and one that is 20 times slower is worth knowing.
-        finding = self._find(("screen", candidate, incumbent_us), self._timeout_s + 300 * self._baseline_s)
+        message, limit_s = ("screen", candidate, incumbent_us), self._timeout_s + 300 * self._baseline_s
+        finding = self._find(message, limit_s)
+        if finding.message == DAMAGED:  # by this one, or by one before it: a new process tells
+            finding = self._find(message, limit_s)
         timing = finding.timing
         return Outcome(
             finding.status,
@@ -71,13 +79,33 @@ class Worker:
             check_s=finding.check_s,
         )
 
+    def probe(
+        self, candidate: Candidate, fault: str = "", *, whole: bool = False, many: bool = False
+    ) -> Finding:
+        """What the check makes of a planted wrong kernel; see `Session.probe`. It is not timed."""
+        return self._find(("probe", candidate, fault, whole, many), self._timeout_s + 600 * self._baseline_s)
+
+    def agree(self, one: Candidate, other: Candidate) -> bool:
+        """Whether two right candidates give the same bits on all that screening tries. Raises WorkerError."""
+        try:
+            same: bool = self._ask(("agree", one, other), self._timeout_s + 300 * self._baseline_s)
+        except (ChildTimeout, ChildDied, ChildError) as error:
+            raise WorkerError(f"two kernels that passed cannot be compared: {error}") from error
+        return same
+
     def finals(
-        self, candidates: Sequence[Candidate], *, budget_s: float, enough: int | None = None
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        budget_s: float,
+        enough: int | None = None,
+        order: Order | None = None,
     ) -> Finals:
-        """Race them against PyTorch and the ceiling; check them on the whole workload, the fastest first.
+        """Race them against PyTorch and the ceiling; check them on the whole workload in `order`, by default
+        the fastest first.
 
         With `enough` no more are checked once so many are right: float64 in blocks takes far longer than a
-        race. Of the slower ones is known what screening found, and their entries have no errors.
+        race. Of the others is known what screening found, and their entries have no errors.
         """
         findings = [Finding(Status.PASSED) for _ in candidates]
         laps = self.race(candidates, budget_s)
@@ -92,17 +120,23 @@ class Worker:
             if isinstance(laps, Finding):
                 raise WorkerError(f"the final comparison fails, each finalist alone does not: {laps.message}")
         samples = dict(zip(passed, laps.candidates_us, strict=True))
+        places = (order or _fastest_first)([candidates[index] for index in passed], laps.candidates_us)
+        checked: set[int] = set()
         right = 0
-        for index in sorted(samples, key=lambda index: statistics.median(samples[index])):
+        for index in (passed[place] for place in places):
             if enough is not None and right >= enough:
                 break
             findings[index] = self._verify(candidates[index])
+            checked.add(index)
             right += findings[index].status is Status.PASSED
         entries = []
         for index, (candidate, finding) in enumerate(zip(candidates, findings, strict=True)):
             mine = samples[index] if finding.status is Status.PASSED else []
-            entries.append(FinalEntry(candidate, _final_outcome(finding, mine), mine, finding.errors))
-        return Finals(entries, laps.baseline_us, laps.ceiling_us, laps.environment)
+            outcome = _final_outcome(finding, mine)
+            entries.append(FinalEntry(candidate, outcome, mine, finding.errors, index in checked))
+        return Finals(
+            entries, laps.baseline_us, laps.ceiling_us, laps.environment, laps.copy_us, laps.conditions
+        )
 
     def _verify(self, candidate: Candidate) -> Finding:
         # Float64 in blocks takes far longer than the op itself, mostly so on a CPU.
@@ -118,7 +152,7 @@ class Worker:
         # Three rounds are run however long they take, and PyTorch is in each.
         limit_s = budget_s + self._timeout_s + 40 * (len(candidates) + 2) * self._baseline_s
         try:
-            laps: Laps = self._session().call(("race", list(candidates), budget_s), limit_s)
+            laps: Laps = self._ask(("race", list(candidates), budget_s), limit_s)
         except ChildTimeout:
             return Finding(Status.TIMEOUT, f"did not finish within {limit_s:.3g} s", healthy=False)
         except ChildDied as death:
@@ -132,7 +166,7 @@ class Worker:
         """A winner on another number of rows; None where there is no room for them."""
         limit_s = budget_s + self._timeout_s + 40 * self._baseline_s * rows / self._job.workload.rows
         try:
-            found: Nearby | None = self._session().call(("nearby", candidate, rows, budget_s), limit_s)
+            found: Nearby | None = self._ask(("nearby", candidate, rows, budget_s), limit_s)
         except (ChildTimeout, ChildDied):
             return Nearby(rows, 0.0)
         except ChildError:  # a CUDA error: the session stands but its device context may not
@@ -142,7 +176,7 @@ class Worker:
 
     def _find(self, message: tuple[object, ...], limit_s: float) -> Finding:
         try:
-            finding: Finding = self._session().call(message, limit_s)
+            finding: Finding = self._ask(message, limit_s)
         except ChildTimeout:
             return Finding(Status.TIMEOUT, f"did not finish within {limit_s:.3g} s", healthy=False)
         except ChildDied as death:
@@ -154,6 +188,16 @@ class Worker:
         return finding
 
     # Processes
+
+    def _ask(self, message: tuple[object, ...], limit_s: float) -> Any:
+        """The session's answer; where its process is killed meanwhile that of another, because no candidate
+        kills its process so. Twice is no accident: one that takes all memory is ended by the system."""
+        try:
+            return self._session().call(message, limit_s)
+        except ChildDied as death:
+            if not death.by_force:
+                raise
+        return self._session().call(message, limit_s)
 
     def _session(self) -> Child:
         """The child with an open session; a new one where the last candidate cost it."""
@@ -215,6 +259,10 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _fastest_first(candidates: Sequence[Candidate], samples_us: Sequence[Sequence[float]]) -> list[int]:
+    return sorted(range(len(candidates)), key=lambda place: statistics.median(samples_us[place]))
 
 
 def _final_outcome(finding: Finding, samples_us: Sequence[float]) -> Outcome:

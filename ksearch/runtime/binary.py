@@ -5,21 +5,20 @@ The file is always replaced by a rename, never written over: another process may
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
 
-from ksearch import env
+from ksearch import env, private
 
 
 def place(binary: bytes, digest: str, extension: str) -> Path:
     """A file in the cache that holds exactly `binary`, whose SHA-256 is `digest`. Raises OSError."""
-    path = env.cache_dir() / "kernels" / f"{digest}.{extension}"
-    try:
+    path = private.make_cache(env.cache_dir(), "kernels") / f"{digest}.{extension}"
+    with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == binary:
             return path
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -16,12 +16,14 @@ import hmac
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ksearch import env
 from ksearch.errors import BundleError, UsageError
+from ksearch.records import UNREADABLE, check_winner
 from ksearch.runtime.lookup import Found
 from ksearch.runtime.region import Neighbour
 from ksearch.types import Launch, Target, Winner, Workload, canonical_json, digest
@@ -129,8 +131,8 @@ class BundleFile:
                     winner,
                     environment,
                     self._blob(parts["binary"]),
-                    None if source is None else source.decode(),
-                    None if log is None else log.decode(),
+                    self._text(source),
+                    self._text(log),
                 )
 
     def close(self) -> None:
@@ -165,7 +167,7 @@ class BundleFile:
             seal = json.loads(line)
             start, length = int(seal["header"][0]), int(seal["header"][1])
             stated, signature = str(seal["sha256"]), seal["hmac_sha256"]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except UNREADABLE:
             raise self._damaged("its end is missing") from None
         ends = start + length + len(line) == size and line.endswith(b"\n")
         if start < len(first) or length < 0 or not ends:
@@ -175,27 +177,40 @@ class BundleFile:
             raise self._damaged("the SHA-256 of its header differs")
         if secret is not None:
             self._check_signature(sealed, signature, secret)
-        header: dict[str, Any] = json.loads(sealed[len(first) :])
+        with self._readable("its header"):
+            header: dict[str, Any] = json.loads(sealed[len(first) :])
+            for name, *part in header["pages"]:
+                _check_part(part)
+                _check_text(name)
+            if type(header["winners"]) is not int:
+                raise ValueError(f"winners is {header['winners']!r}")
         return header
 
     def _check_signature(self, sealed: bytes, signature: str | None, secret: bytes) -> None:
         if signature is None:
             raise BundleError(f"{self.path} is not signed, and a key was given: who made it cannot be told")
-        if not hmac.compare_digest(sign(sealed, secret).encode(), str(signature).encode()):
+        if not hmac.compare_digest(sign(sealed, secret).encode(), str(signature).encode(errors="replace")):
             raise BundleError(
                 f"{self.path} was not signed with this key: do not trust it, or give the right key"
             )
 
     def _page(self, place: int) -> dict[str, Any]:
         _, start, length, stated = self._header["pages"][place]
-        page: dict[str, Any] = json.loads(self._checked(start, length, stated))
+        text = self._checked(start, length, stated)
+        with self._readable("a page"):
+            page: dict[str, Any] = json.loads(text)
+            for parts in page.values():
+                _check_part(parts["winner"])
+                for name in ("binary", "source", "log"):
+                    if parts[name] is not None:
+                        _check_part(parts[name])
         return page
 
     def _winner(
         self, key: str, parts: dict[str, Any], workload: Workload | None = None, target: Target | None = None
     ) -> tuple[Winner, dict[str, str]]:
         text = self._checked(*parts["winner"])
-        try:
+        with self._readable("a winner"):
             fields = json.loads(text)
             environment = fields.pop("environment")
             own_workload, own_target = read_workload(fields.pop("workload")), Target(**fields.pop("target"))
@@ -206,17 +221,19 @@ class BundleFile:
                 launch=None if launch is None else Launch.read(launch),
                 **fields,
             )
-        except (ValueError, KeyError, TypeError) as error:  # whole, so what wrote it knows other fields
-            raise BundleError(
-                f"a winner in {self.path} does not read ({error}), as another ksearch wrote it; upgrade "
-                "ksearch, or export it again with this one"
-            ) from error
+            check_winner(replace(winner, workload=own_workload, target=own_target))
+            if not all(isinstance(each, str) and each.isprintable() for each in environment.values()):
+                raise ValueError(f"environment is {environment!r:.60}")
         if key_of(own_workload, own_target) != key:
             raise self._damaged(f"what it holds for {key} is for {own_workload}")
         return winner, environment
 
     def _blob(self, part: list[Any] | None) -> bytes | None:
         return None if part is None else self._checked(*part)
+
+    def _text(self, blob: bytes | None) -> str | None:
+        with self._readable("a text"):
+            return None if blob is None else blob.decode()
 
     def _checked(self, start: int, length: int, stated: str) -> bytes:
         found = self._read(start, length)
@@ -225,8 +242,10 @@ class BundleFile:
         return found
 
     def _read(self, start: int, length: int) -> bytes:
-        """Raises BundleError where there is less."""
+        """Raises BundleError where there is less; memory for it is taken only where there can be as much."""
         try:
+            if start + length > os.fstat(self._descriptor).st_size:
+                raise self._damaged("it is shorter than it states")
             found = os.pread(self._descriptor, length, start)
         except OSError as error:
             raise BundleError(f"cannot read the bundle {self.path}: {error.strerror}") from error
@@ -234,8 +253,32 @@ class BundleFile:
             raise self._damaged("it is shorter than it states")
         return found
 
+    @contextmanager
+    def _readable(self, what: str) -> Iterator[None]:
+        """A part that is whole, and not what this ksearch would write."""
+        try:
+            yield
+        except UNREADABLE as error:
+            raise BundleError(
+                f"{what} in {self.path} does not read ({error}), as another ksearch wrote it; upgrade "
+                "ksearch, or export it again with this one"
+            ) from error
+
     def _damaged(self, what: str) -> BundleError:
         return BundleError(f"the bundle {self.path} was changed or cut short ({what}); copy it again")
+
+
+def _check_part(part: Any) -> None:
+    """Where something is: start, length, SHA-256."""
+    start, length, stated = part
+    _check_text(stated)
+    if not (type(start) is type(length) is int and min(start, length) >= 0):
+        raise ValueError(f"a part is at {start!r}, of {length!r} bytes")
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is no text")
 
 
 def key_of(workload: Workload, target: Target) -> str:

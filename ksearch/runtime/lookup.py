@@ -11,14 +11,16 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ksearch.database import check_current, explain, open_readonly
+from ksearch.database import check_current, explain, garbled, open_readonly
 from ksearch.errors import StoreError
+from ksearch.records import UNREADABLE, check_certificate, check_kernel, check_near, check_workload
 from ksearch.runtime.region import Neighbour
 from ksearch.types import Launch, Target, Winner, Workload
 
@@ -62,6 +64,32 @@ class Found:
     """None where PyTorch won."""
 
 
+class _Certificate(Mapping[str, Any]):
+    """Read when somebody asks for any of it: it is 8 KB, which takes as long as all else of a lookup (50 us).
+
+    Raises StoreError there where it does not read.
+    """
+
+    def __init__(self, path: Path, workload: Workload, text: str) -> None:
+        self._path, self._workload, self._text = path, workload, text
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        with _readable(self._path, self._workload):
+            found: dict[str, Any] = json.loads(self._text)
+            check_certificate(found)
+        return found
+
+    def __getitem__(self, name: str) -> Any:
+        return self._facts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts)
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+
 @dataclass(frozen=True, slots=True)
 class _Open:
     connection: sqlite3.Connection
@@ -94,10 +122,10 @@ def find(path: Path, workload: Workload, target: Target) -> Found:
             time_us=time_us,
             baseline_us=baseline_us,
             ceiling_us=ceiling_us,
-            certificate=json.loads(certificate),
+            certificate=_Certificate(path, workload, certificate),
             created=created,
         )
-    return Found(winner, binary)
+        return Found(check_kernel(winner), binary)
 
 
 def neighbours(path: Path, workload: Workload) -> list[Neighbour]:
@@ -110,7 +138,7 @@ def neighbours(path: Path, workload: Workload) -> list[Neighbour]:
         rows = database.connection.execute(_NEIGHBOURS, region).fetchall()
     with _readable(path, workload.op):
         return [
-            Neighbour(_workload(*facts), read_target(key), speedup, most_rows or 0, json.loads(near or "[]"))
+            Neighbour(_workload(*facts), read_target(key), float(speedup), most_rows or 0, _near(near))
             for key, speedup, most_rows, near, *facts in rows
         ]
 
@@ -139,7 +167,7 @@ def _readable(path: Path, what: str | Workload) -> Iterator[None]:
     """What the rows of a winner do not mean inside comes out as StoreError."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise StoreError(
             f"database {path} is damaged: a winner for {what} does not read ({error})"
         ) from error
@@ -153,7 +181,7 @@ def read_target(key: str) -> Target:
 
 def _workload(op: str, shape: str, dtype: str, options: str, *others: Any) -> Workload:
     program, layout, policy, regime, inner = others
-    return Workload(
+    workload = Workload(
         op,
         tuple(int(dim) for dim in shape.split("x") if dim),
         dtype,
@@ -164,6 +192,13 @@ def _workload(op: str, shape: str, dtype: str, options: str, *others: Any) -> Wo
         regime=regime,
         inner=inner,
     )
+    return check_workload(workload)
+
+
+def _near(text: str | None) -> Any:
+    near = json.loads(text or "[]")
+    check_near(near)
+    return near
 
 
 # ---- connections -----------------------------------------------------------------------------------------
@@ -176,10 +211,12 @@ def _opened(path: Path) -> Iterator[_Open]:
     with _lock:
         try:
             yield _at(path)
-        except (sqlite3.Error, StoreError) as error:
+        except (sqlite3.Error, StoreError, UnicodeDecodeError) as error:
             _close(path)
             if isinstance(error, sqlite3.Error):
                 raise explain(error, path) from error
+            if isinstance(error, UnicodeDecodeError):
+                raise garbled(error, path) from error
             raise
 
 
@@ -205,7 +242,7 @@ def _at(path: Path) -> _Open:
         (has_version,) = connection.execute(_HAS_VERSION).fetchone()
         version = connection.execute(_VERSION).fetchone()[0] if has_version else 0
         check_current(version, path, _OLDEST)
-    except (sqlite3.Error, StoreError):
+    except (sqlite3.Error, StoreError, UnicodeDecodeError):
         connection.close()
         raise
     _open[path] = _Open(connection, stamp, version)

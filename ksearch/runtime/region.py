@@ -75,7 +75,14 @@ def alike(found: Iterable[Neighbour], workload: Workload, target: Target) -> Nei
 
 def _is_near(stored: Workload, wanted: Workload) -> bool:
     """Whether they differ in the number of rows alone, or in how the rows are laid out in dims."""
-    return replace(stored, shape=wanted.shape) == wanted and stored.cols == wanted.cols
+    is_same = replace(stored, shape=wanted.shape) == wanted
+    return is_same and _row(stored) == _row(wanted)
+
+
+def _row(workload: Workload) -> tuple[object, ...]:
+    """All that a kernel knows of a row and of those that belong to it."""
+    sample = workload.shape[1:] if workload.together > 1 and workload.stride == 1 else ()
+    return workload.cols, workload.stride, workload.segment, workload.together, sample
 
 
 def difference(

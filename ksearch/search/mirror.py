@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,11 +85,25 @@ def write(url: str, name: str, values: Mapping[str, Sequence[ConfigValue]], rows
                 connection.execute(model.__table__.insert(), facts)
 
 
+_ATTEMPTS = 3
+
+
+def _open(url: str) -> optuna.storages.RDBStorage:
+    """Optuna looks for its tables and then makes them: of two tuners that finish at once one fails at that,
+    with an error that depends on the table, and finds them all a moment later."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return optuna.storages.RDBStorage(url)
+        except Exception:  # noqa: BLE001  (the database's own; the last attempt tells which)
+            time.sleep(0.2)
+    return optuna.storages.RDBStorage(url)
+
+
 @contextmanager
 def _tables(url: str) -> Iterator[optuna.storages.RDBStorage]:
     """Optuna's storage, which wraps some errors of the database and not others: none of them here."""
     try:
-        storage = optuna.storages.RDBStorage(url)
+        storage = _open(url)
         try:
             yield storage
         finally:
