@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ksearch import backends, env
 from ksearch.errors import NoSuchDevice
 from ksearch.operators import registry, user_file
+from ksearch.store import KillTable, Store
+from ksearch.types import Target
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+_QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +41,26 @@ def _own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.names()  # the built-in ones are registered on first use, and must outlive the test
     monkeypatch.setattr(registry, "_ops", dict(registry._ops))
     monkeypatch.setattr(user_file, "_ran", {})  # so a file whose ops are gone runs again
+
+
+_kill_tables: dict[str, KillTable] = {}
+
+
+@pytest.fixture(autouse=True)
+def _shared_kill_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the check makes of planted faults is found out once a run, not for each test's own database."""
+    kills, keep = Store.kills, Store.keep_kills
+
+    def kept(self: Store, op: str, target: Target, facts: Mapping[str, Any]) -> KillTable | None:
+        key = KillTable(op, target.key, facts, ()).key
+        return kills(self, op, target, facts) or _kill_tables.get(key)
+
+    def keep_for_all(self: Store, table: KillTable) -> None:
+        _kill_tables[table.key] = table
+        keep(self, table)
+
+    monkeypatch.setattr(Store, "kills", kept)
+    monkeypatch.setattr(Store, "keep_kills", keep_for_all)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,3 +100,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not _has_gpu():
         pytest.fail("KSEARCH_REQUIRE_GPU is set, and there is no CUDA device", pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless, and asking nobody for anything. Not for the session: while Playwright runs, its event loop is
+    the thread's, and other tests may want one."""
+    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(names)} is on PATH")
+    with library.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=list(_QUIET))
+        yield browser
+        browser.close()

@@ -108,6 +108,7 @@ def test_tune_hands_over_everything_that_was_asked(run: Run, asked: dict[str, An
         "seed": 7,
         "jobs": 3,
         "early_stop": True,
+        "sanitize": False,
         "db": tmp_path / "other.db",
         "progress": None,
     }
@@ -403,7 +404,7 @@ def test_ops_lists_what_can_be_tuned(run: Run) -> None:
     assert rows["add"]["inputs"][1]["roles"] == ["full", "row", "column", "scalar"]
     assert rows["layernorm"]["options"] == {"weight": "row", "bias": "row", "eps": 1e-05}
     assert rows["gelu"]["torch_function"] == "torch.nn.functional.gelu"
-    lines = {line.split()[0]: line for line in run("ops")[1].splitlines()}
+    lines = {line.split()[0]: line for line in run("ops")[1].splitlines() if line}
     assert "other (full|row|column|scalar)" in lines["add"]
     assert "approximate=none" in lines["gelu"]
 

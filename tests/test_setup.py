@@ -89,7 +89,7 @@ def test_scripts_parse_and_can_be_run(name: str) -> None:
 def test_the_first_run_installs_torch_first_and_the_second_nothing(machine: Machine) -> None:
     first = machine.run("scripts/ksearch", "list", "--json")
     assert (first.returncode, first.stdout) == (0, "ran -m ksearch list --json\n")
-    assert machine.asked() == ["venv", "pip torch==2.13.0", "pip -e ROOT -c ROOT/constraints.txt"]
+    assert machine.asked() == ["venv", "pip torch==2.13.0", "pip -e ROOT[web] -c ROOT/constraints.txt"]
     second = machine.run("scripts/ksearch", "list")
     assert (second.returncode, second.stdout, second.stderr) == (0, "ran -m ksearch list\n", "")
     assert machine.asked() == []
@@ -108,7 +108,7 @@ def test_the_tests_add_their_tools_to_the_same_environment(machine: Machine) -> 
 def test_a_gpu_brings_the_cuda_extra_and_a_cuda_torch_its_own_pins(machine: Machine) -> None:
     machine.add("nvidia-smi", "#!/bin/bash\n")
     machine.run("scripts/ksearch", "list", env={"FAKE_CPU_TORCH": "0"})
-    assert machine.asked()[-1] == "pip -e ROOT[cuda] -c ROOT/.venv/constraints.txt"
+    assert machine.asked()[-1] == "pip -e ROOT[cuda,web] -c ROOT/.venv/constraints.txt"
     pins = (machine.checkout / ".venv/constraints.txt").read_text()
     assert "optuna==" in pins
     assert "nvidia-cuda-nvrtc" not in pins
@@ -121,7 +121,7 @@ def test_changed_requirements_are_installed_anew(machine: Machine, name: str) ->
     with (machine.checkout / name).open("a") as file:
         file.write("# changed\n")
     machine.run("scripts/ksearch", "list")
-    assert machine.asked() == ["pip torch==2.13.0", "pip -e ROOT -c ROOT/constraints.txt"]
+    assert machine.asked() == ["pip torch==2.13.0", "pip -e ROOT[web] -c ROOT/constraints.txt"]
 
 
 def test_what_an_interrupted_run_left_is_made_anew(machine: Machine) -> None:
@@ -147,7 +147,7 @@ def test_a_failed_download_says_so_and_the_next_run_goes_on(machine: Machine) ->
     assert "error: pip install torch==2.13.0 failed" in failed.stderr
     machine.asked()
     assert machine.run("scripts/ksearch", "list").returncode == 0
-    assert machine.asked() == ["pip torch==2.13.0", "pip -e ROOT -c ROOT/constraints.txt"]
+    assert machine.asked() == ["pip torch==2.13.0", "pip -e ROOT[web] -c ROOT/constraints.txt"]
 
 
 @pytest.mark.parametrize("script", ["scripts/ksearch", "scripts/test"])

@@ -29,6 +29,7 @@ def test_the_wheel_carries_templates_studies_and_types(wheel: Path) -> None:
     expected = {f"ksearch/_templates/{p.relative_to(ROOT / 'templates')}" for p in files(ROOT / "templates")}
     expected |= {f"ksearch/_studies/{p.relative_to(ROOT / 'studies')}" for p in files(ROOT / "studies")}
     expected |= {f"ksearch/{p.relative_to(ROOT / 'ksearch')}" for p in (ROOT / "ksearch").rglob("*.py")}
+    expected |= {f"ksearch/{p.relative_to(ROOT / 'ksearch')}" for p in files(ROOT / "ksearch/pages/html")}
     expected |= {"ksearch/py.typed"}
     assert expected <= names
     assert not [name for name in names if not name.startswith("ksearch")]

@@ -16,12 +16,23 @@ from collections.abc import Sequence
 import click
 
 import ksearch
-from ksearch.cli.browse import list_, ops, show, trials
+from ksearch.cli.compare import compare
+from ksearch.cli.completion import completion
 from ksearch.cli.doctor import doctor
 from ksearch.cli.export import export, import_, merge
+from ksearch.cli.launcher import launcher
+from ksearch.cli.ops import ops
 from ksearch.cli.printing import print_json
+from ksearch.cli.report import report
+from ksearch.cli.selftest import selftest
+from ksearch.cli.show import show
 from ksearch.cli.study import INTERRUPTED
+from ksearch.cli.top import top
+from ksearch.cli.trials import trials
 from ksearch.cli.tune import tune
+from ksearch.cli.verify import verify
+from ksearch.cli.web import browse
+from ksearch.cli.winners import list_
 from ksearch.errors import KsearchError
 
 __all__ = ["commands", "main"]
@@ -33,7 +44,25 @@ def commands() -> None:
     """Search for the fastest kernel of a PyTorch function, and keep it."""
 
 
-for _command in (tune, list_, show, trials, ops, export, import_, merge, doctor):
+for _command in (
+    tune,
+    list_,
+    show,
+    trials,
+    compare,
+    top,
+    ops,
+    report,
+    browse,
+    export,
+    import_,
+    merge,
+    verify,
+    selftest,
+    launcher,
+    doctor,
+    completion,
+):
     commands.add_command(_command)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ksearch import env
+from ksearch.cli import complete
 from ksearch.cli.parameters import db_option, json_flag, options_option, policy_help, shape_help
 from ksearch.cli.printing import print_json
 from ksearch.errors import UsageError
@@ -24,7 +25,7 @@ _a_file = click.Path(path_type=Path, resolve_path=True, dir_okay=False)
 
 
 @click.command()
-@click.argument("ops", nargs=-1, metavar="[OP]...")
+@click.argument("ops", nargs=-1, metavar="[OP]...", shell_complete=complete.ops_found)
 @click.option("--bundle", type=_a_file, metavar="FILE.ksb", help="Write binaries with their evidence.")
 @click.option("--source", type=_a_file, metavar="FILE", help="Write one kernel as .py, .cu or .cpp.")
 @click.option("--sign", type=_a_file, metavar="KEYFILE", help="Sign the bundle with this secret (HMAC).")
@@ -59,7 +60,7 @@ def export(
         raise click.UsageError("--sign is for a bundle.")
     if not ops and (shapes or options):
         raise click.UsageError("--shape and --option are for a named OP.")
-    from ksearch.cli.browse import chosen
+    from ksearch.cli.choosing import chosen
     from ksearch.store import Store
 
     with Store.open(db or env.database_path(), create=False, readonly=True) as store:

@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from ksearch import env
+from ksearch.cli import complete
 from ksearch.cli.parameters import db_option, json_flag, options_option, policy_help, seconds, shape_help
 from ksearch.cli.printing import console, print_json, print_rich
 from ksearch.cli.study import tune_study
 
 
 @click.command()
-@click.argument("op", required=False)
+@click.argument("op", required=False, shell_complete=complete.ops_known)
 @click.option("--shape", metavar="NxM", help=shape_help)
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--policy", default="strict", show_default=True, help=policy_help)
@@ -47,6 +48,9 @@ from ksearch.cli.study import tune_study
 @click.option(
     "--no-early-stop", is_flag=True, help="Search to the end of --trials or --budget, whatever was found."
 )
+@click.option(
+    "--sanitize", is_flag=True, help="Run finalists under compute-sanitizer, which must be installed."
+)
 @options_option
 @click.option("-v", "--verbose", count=True, help="-v: what happens; -vv: everything, and tracebacks.")
 @click.option("-q", "--quiet", is_flag=True, help="One line a workload, no progress.")
@@ -69,6 +73,7 @@ def tune(
     seed: int,
     jobs: int | None,
     no_early_stop: bool,
+    sanitize: bool,
     options: tuple[tuple[str, str], ...],
     verbose: int,
     quiet: bool,
@@ -92,7 +97,7 @@ def tune(
     from ksearch.report import progress, rows, summary
 
     search = functools.partial(
-        tuner.tune, sampler=sampler, seed=seed, jobs=jobs, early_stop=not no_early_stop
+        tuner.tune, sampler=sampler, seed=seed, jobs=jobs, early_stop=not no_early_stop, sanitize=sanitize
     )
     if study is not None:
         status = tune_study(

@@ -17,6 +17,7 @@ from ksearch.types import Status, Target, Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.doctor import Diagnosis
+    from ksearch.gains import Gain
     from ksearch.operators import Op
     from ksearch.store import Evaluation
     from ksearch.study_run import Result, StudyReport
@@ -132,6 +133,26 @@ def trial_row(evaluation: Evaluation, workload: Workload, target: Target) -> dic
     }
 
 
+def gain_row(gain: Gain) -> dict[str, Any]:
+    """What is to be gained of one workload, as `ksearch top` shows it."""
+    workload, target = gain.workload, gain.target
+    return {
+        "op": workload.op,
+        "shape": list(workload.dims),
+        "dtype": workload.dtype,
+        "policy": workload.policy,
+        "options": dict(workload.options),
+        "device": target.device,
+        "backend": target.backend,
+        "arch": target.arch,
+        "calls": gain.calls,
+        "time_us": gain.time_us,
+        "ceiling_us": gain.ceiling_us,
+        "gain_us": gain.gain_us,
+        "state": gain.state,
+    }
+
+
 def op_row(op: Op) -> dict[str, Any]:
     """One op that can be tuned, as `ksearch ops` shows it."""
     return {
@@ -159,14 +180,15 @@ def diagnosis_row(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def to_json(value: Any) -> str:
     """Indented JSON of a row or a list of rows."""
-    return json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+    return json.dumps(finite(value), indent=2, default=str, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for, and every mapping a dict."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

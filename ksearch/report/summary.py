@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -13,8 +12,9 @@ from rich.text import Text
 
 from ksearch import operators
 from ksearch.errors import KsearchError
-from ksearch.report import text
-from ksearch.types import Launch, Winner, Workload
+from ksearch.operators.signature import NONE
+from ksearch.report import certificate, text
+from ksearch.types import Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.tuner import Report
@@ -49,22 +49,17 @@ def shown(winner: Winner, row: Mapping[str, Any], *, default_db: str) -> Rendera
     _add_certainty(facts, winner)
     facts.add_row("config", Text(text.config(winner.config)))
     if winner.launch is not None:
-        facts.add_row("launch", Text(_launch(winner.launch)))
+        facts.add_row("launch", Text(text.launch(winner.launch)))
     if row["source"] is not None:
         facts.add_row("source", Text(row["source"]))
     facts.add_row("tried", _tried(row["trials"], row["failures"]))
     facts.add_row("found", Text(f"{winner.created or 'at an unknown time'}, stored in {row['db']}"))
     parts: list[RenderableType] = [_heading(winner), "", _comparison(winner), "", facts, ""]
-    if winner.certificate:
-        evidence = _facts()
-        for name, value in sorted(winner.certificate.items()):
-            evidence.add_row(Text(name), Text(_evidence(value)))
-        parts += [Text("certificate", style="bold"), evidence, ""]
-    if row["environment"]:
-        machine = _facts()
-        for name, value in sorted(row["environment"].items()):
-            machine.add_row(Text(name), Text(value))
-        parts += [Text("measured under", style="bold"), machine, ""]
+    if evidence := certificate.lines(winner, row["environment"]):
+        table = _facts()
+        for name, said in evidence:
+            table.add_row(name, Text(said))
+        parts += [Text("certificate", style="bold"), table, ""]
     return Group(*parts, Text(snippet(winner, winner.workload.op, row["db"], default_db)))
 
 
@@ -95,8 +90,9 @@ def snippet(winner: Winner, op: str, db: str, default_db: str) -> str:
 
 def _tensors(op: str, workload: Workload) -> str:
     """What the op is called with: `x, weight`; an op that cannot be found here has one tensor at least."""
+    roles = dict(workload.options)  # not of `inputs_for`, which traces the op: torch takes 1.5 s to import
     try:
-        return ", ".join(item.name for item in operators.resolve(op).inputs_for(dict(workload.options)))
+        return ", ".join(item.name for item in operators.resolve(op).inputs if roles.get(item.name) != NONE)
     except KsearchError:
         return "x"
 
@@ -159,20 +155,3 @@ def _tried(trials: int, failures: Mapping[str, int]) -> str:
     return f"{trials} candidates, " + (
         f"{failed} failed: {text.counts(failures)}" if failed else "none failed"
     )
-
-
-def _launch(launch: Launch) -> str:
-    """Only what differs from the defaults: a CPU kernel has no blocks to speak of."""
-    values = ((field.name, getattr(launch, field.name), field.default) for field in fields(launch))
-    return " ".join(f"{name}={value}" for name, value, default in values if value != default) or "default"
-
-
-def _evidence(value: Any) -> str:
-    """Long samples are counted, not printed: `--json` has them all."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_evidence(item)}" for name, item in value.items())
-    if isinstance(value, list) and len(value) > 4:
-        return f"{len(value)} values"
-    if isinstance(value, list):
-        return " to ".join(_evidence(item) for item in value) if len(value) == 2 else str(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -10,10 +11,12 @@ from rich.text import Text
 
 from ksearch.report import study as wording
 from ksearch.report import text
-from ksearch.types import Winner
+from ksearch.report.grid import Column, Grid
+from ksearch.types import Target, Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.doctor import Finding
+    from ksearch.gains import Gain
     from ksearch.operators import Op
     from ksearch.store import Evaluation
     from ksearch.study_run import StudyReport
@@ -28,55 +31,110 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
-def winners(found: Sequence[Winner]) -> Table:
+_PLACE = (
+    Column("op", folds=18),
+    Column("shape"),
+    Column("dtype", rank=2),
+    Column("policy", rank=6),
+    Column("device", rank=3, folds=14),
+)
+
+
+def _place(workload: Workload, target: Target) -> tuple[str, ...]:
+    options = "".join(f" {name}={value}" for name, value in workload.options)
+    return workload.op + options, workload.shape_text, workload.dtype, workload.policy, target.device
+
+
+def winners(found: Iterable[Winner], now: datetime) -> Grid:
     """One line a winner; where PyTorch won, it says so instead of a config."""
-    numbers = ("us", "times PyTorch", "% of ceiling")
-    table = _table("op", "shape", "dtype", "policy", "device", *numbers, "config", right=numbers)
+    grid = Grid(
+        *_PLACE,
+        Column("us", right=True),
+        Column("times PyTorch", right=True),
+        Column("% of ceiling", right=True),
+        Column("age", right=True, rank=5),
+        Column("config", rank=4, folds=24),
+    )
     for winner in found:
-        workload = winner.workload
-        options = "".join(f" {name}={value}" for name, value in workload.options)
-        table.add_row(
-            Text(workload.op + options),
-            workload.shape_text,
-            workload.dtype,
-            workload.policy,
-            Text(winner.target.device),
+        grid.add(
+            *_place(winner.workload, winner.target),
             text.time_us(winner.time_us),
             text.times(winner.speedup),
             text.percent(winner.percent_of_ceiling),
-            Text(text.config(winner.config)),
+            text.age(winner.created, now),
+            text.config(winner.config),
+            style="dim" if winner.config is None else "",
         )
-    return table
+    return grid
 
 
-def trials(found: Sequence[Evaluation]) -> Table:
-    """Every evaluated candidate: the fastest first, then the failed, in order of trial."""
-    table = _table("trial", "status", "us", "spread", "config", "message", right=("trial", "us", "spread"))
+_RUNS = {"kernel": "kernel", "pytorch": "PyTorch won", "untuned": "not tuned, estimated"}
 
-    def rank(evaluation: Evaluation) -> tuple[float, int]:
-        time_us = evaluation.outcome.time_us
-        return (float("inf") if time_us is None else time_us), evaluation.number
 
-    for evaluation in sorted(found, key=rank):
+def gains(found: Iterable[Gain], total_us: float) -> Grid:
+    """One line for each workload on a device: what all its calls would gain at the ceiling."""
+    grid = Grid(
+        *_PLACE,
+        Column("calls", right=True, rank=5),
+        Column("us", right=True),
+        Column("ceiling us", right=True, rank=1),
+        Column("% of ceiling", right=True, rank=4),
+        Column("us to gain", right=True),
+        Column("share", right=True),
+        Column("runs now"),
+    )
+    for gain in found:
+        grid.add(
+            *_place(gain.workload, gain.target),
+            f"{gain.calls:,}",
+            text.time_us(gain.time_us),
+            text.time_us(gain.ceiling_us),
+            text.percent(gain.percent_of_ceiling),
+            text.time_us(gain.gain_us),
+            f"{100 * gain.gain_us / total_us:.1f} %" if total_us and gain.gain_us is not None else "-",
+            _RUNS[gain.state],
+            style="" if gain.state == "kernel" else "yellow",
+        )
+    return grid
+
+
+def trials(found: Iterable[Evaluation], most: int | None = None) -> Grid:
+    """Candidates: the fastest first, then the failed, in order of trial; the first `most` of all these."""
+    grid = Grid(
+        Column("trial", right=True),
+        Column("status"),
+        Column("us", right=True),
+        Column("spread", right=True, rank=1),
+        Column("config", folds=24),
+        Column("message", rank=2, folds=24),
+    )
+    for evaluation in sorted(found, key=_by_speed)[:most]:
         outcome = evaluation.outcome
-        table.add_row(
+        failed = outcome.time_us is None
+        grid.add(
             str(evaluation.number),
-            str(outcome.status),
+            Text(str(outcome.status), style="red" if failed else ""),
             text.time_us(outcome.time_us),
-            text.time_us(outcome.spread_us) if outcome.time_us is not None else "-",
-            Text(text.config(evaluation.config)),
-            Text(outcome.message),
+            "-" if failed else text.time_us(outcome.spread_us),
+            text.config(evaluation.config),
+            outcome.message,
         )
-    return table
+    return grid
 
 
-def ops(found: Iterable[Op]) -> Table:
-    table = _table("op", "family", "inputs", "options")
+def _by_speed(evaluation: Evaluation) -> tuple[float, int]:
+    time_us = evaluation.outcome.time_us
+    return (float("inf") if time_us is None else time_us), evaluation.number
+
+
+def ops(found: Iterable[Op]) -> Grid:
+    """One line an op, with the roles that each of its tensors may have."""
+    grid = Grid(Column("op"), Column("family"), Column("inputs", folds=20), Column("options", folds=16))
     for op in found:
         inputs = ", ".join(f"{item.name} ({'|'.join(op.roles(item))})" for item in op.inputs)
         options = ", ".join(f"{name}={value}" for name, value in op.options.items())
-        table.add_row(Text(op.name), op.program().family, Text(inputs), Text(options or "-"))
-    return table
+        grid.add(op.name, op.program().family, inputs, options or "-")
+    return grid
 
 
 _STATES = {"tuned": "green", "failed": "bold red", "left": "yellow", "had": "dim", "needs": "dim"}

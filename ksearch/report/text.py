@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
 
-from ksearch.types import Config
+from ksearch.types import Config, Launch
 
 
 def time_us(value: float | None) -> str:
@@ -34,6 +37,18 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def age(created: str, now: datetime) -> str:
+    """`5 min`, `3 h` or `12 d` before `now`; `-` where it is not known."""
+    try:
+        at = datetime.fromisoformat(created)
+    except ValueError:
+        return "-"
+    minutes = max(0.0, (now - (at if at.tzinfo else at.replace(tzinfo=UTC))).total_seconds() / 60)
+    if minutes < 60:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.0f} h" if minutes < 48 * 60 else f"{minutes / (24 * 60):.0f} d"
+
+
 def config(values: Config | None) -> str:
     """`block=256 vector=4`; PyTorch where there is none."""
     if values is None:
@@ -45,3 +60,14 @@ def counts(failures: Mapping[str, int]) -> str:
     """`2 wrong, 1 timeout`, most frequent first."""
     ordered = sorted(failures.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{n} {status}" for status, n in ordered if n)
+
+
+def launch_values(launch: Launch) -> dict[str, Any]:
+    """Only what differs from the defaults: a CPU kernel has no blocks to speak of."""
+    values = ((field.name, getattr(launch, field.name), field.default) for field in fields(launch))
+    return {name: value for name, value, default in values if value != default}
+
+
+def launch(values: Launch) -> str:
+    """`block=256 cluster=8`."""
+    return " ".join(f"{name}={value}" for name, value in launch_values(values).items()) or "default"

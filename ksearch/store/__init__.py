@@ -6,28 +6,49 @@ even if the process is killed the moment after.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy import Engine, or_, select
 from sqlalchemy.orm import Session
 
+from ksearch import private, records
 from ksearch.database import check_current
 from ksearch.errors import StoreError
 from ksearch.store import engine, queries, union
 from ksearch.store.migrations import migrate, now, version
-from ksearch.store.schema import ArtifactRow, EnvironmentRow, EvaluationRow, TargetRow, WinnerRow, WorkloadRow
+from ksearch.store.schema import (
+    ArtifactRow,
+    EnvironmentRow,
+    EvaluationRow,
+    KillTableRow,
+    TargetRow,
+    WinnerRow,
+    WorkloadRow,
+)
 from ksearch.store.union import Added, Conflict, Record, Trial, Union
-from ksearch.store.values import Evaluation, StoredArtifact
+from ksearch.store.values import Evaluation, Kill, KillTable, StoredArtifact
 from ksearch.types import Artifact, Config, Outcome, Target, Winner, Workload, canonical_json, digest
 
-__all__ = ["Added", "Conflict", "Evaluation", "Record", "Store", "StoredArtifact", "Trial", "Union"]
+__all__ = [
+    "Added",
+    "Conflict",
+    "Evaluation",
+    "Kill",
+    "KillTable",
+    "Record",
+    "Store",
+    "StoredArtifact",
+    "Trial",
+    "Union",
+]
 
 
 class Store:
@@ -59,7 +80,7 @@ class Store:
         if readonly or not create:
             _must_exist(path)
         else:
-            _make_folder(path.parent)
+            _make_file(path)
         store = cls(path, (engine.readable if readonly else engine.writable)(path, timeout_s))
         try:
             with engine.clear_errors(path):
@@ -236,13 +257,34 @@ class Store:
         """A winner's source, binary and log."""
         with self._read() as session:
             row = session.get(ArtifactRow, digest)
-            return StoredArtifact(source=row.source, binary=row.binary, log=row.log) if row else None
+            return StoredArtifact(row.source, row.binary, row.log).of(digest) if row else None
 
     def environment(self, workload: Workload, target: Target) -> dict[str, str]:
         """The versions under which the winner in force was measured; empty without one."""
         with self._read() as session:
             row = session.scalar(queries.in_force(workload, target))
             return dict(row.environment.versions) if row else {}
+
+    def keep_kills(self, table: KillTable) -> None:
+        """In place of the one that was there for the same op, target and facts. Raises StoreError."""
+        with self._write() as session:
+            session.merge(
+                KillTableRow(
+                    key=table.key,
+                    op=table.op,
+                    facts=dict(table.facts),
+                    target_key=table.target_key,
+                    kills=[[kill.fault, kill.verdict, kill.message] for kill in table.kills],
+                    created=now(),
+                )
+            )
+
+    def kills(self, op: str, target: Target, facts: Mapping[str, Any]) -> KillTable | None:
+        """What was kept for them."""
+        asked = KillTable(op, target.key, facts, ())
+        with self._read() as session:
+            row = session.get(KillTableRow, asked.key)
+            return None if row is None else replace(asked, kills=tuple(Kill(*each) for each in row.kills))
 
     def records(self) -> Iterator[Record]:
         """Every winner there was, with all that belongs to it: what a union takes."""
@@ -257,7 +299,7 @@ class Store:
     @contextmanager
     def union(self) -> Iterator[Union]:
         """Add others to this one, all or nothing: what fails inside leaves the file as it was."""
-        with self._write() as session:
+        with self._write() as session, self._readable():
             yield Union(session)
 
     def close(self) -> None:
@@ -273,13 +315,24 @@ class Store:
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with engine.clear_errors(self.path), Session(self._reader) as session:
+        with engine.clear_errors(self.path), self._readable(), Session(self._reader) as session:
             yield session
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
         with engine.clear_errors(self.path), Session(self._writer) as session, session.begin():
             yield session
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """What no row of ours can hold comes out as StoreError."""
+        try:
+            yield
+        except records.UNREADABLE as error:
+            raise StoreError(
+                f"database {self.path} is damaged: a row does not read ({error}); restore it from a copy, or "
+                "move it away and tune again"
+            ) from error
 
     def _check_version(self) -> None:
         with self._reader.connect() as connection:
@@ -293,11 +346,14 @@ def _must_exist(path: Path) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
+def _make_file(path: Path) -> None:
+    """Before SQLite would make it, for everyone to read; the files beside it get the rights of this one."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private.make_folder(path.parent)
     except OSError as error:
         raise StoreError(
-            f"cannot make the folder {folder} for the database: {error.strerror}; "
+            f"cannot make the folder {path.parent} for the database: {error.strerror}; "
             "name another file with --db or KSEARCH_DB"
         ) from error
+    with contextlib.suppress(OSError):  # what is wrong with it, SQLite says better
+        private.make_file(path)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from ksearch.database import explain, open_readonly
+from ksearch.database import explain, garbled, open_readonly
 
 
 def url(path: Path) -> URL:
@@ -62,3 +62,5 @@ def clear_errors(path: Path) -> Iterator[None]:
         raise explain(error.orig, path) from error
     except sqlite3.Error as error:  # from the pool, while connecting
         raise explain(error, path) from error
+    except UnicodeDecodeError as error:
+        raise garbled(error, path) from error

@@ -34,7 +34,23 @@ def add_region(connection: Connection) -> None:
     connection.execute(text('CREATE INDEX workload_region ON workloads (op, cols, "inner", dtype)'))
 
 
-STEPS: tuple[Step, ...] = (create_tables, add_inner, add_region)
+def add_figures_and_kills(connection: Connection) -> None:
+    """Step 4: an index of what lists of winners are sorted and narrowed by; a table of kill tables."""
+    connection.execute(
+        text(
+            "CREATE INDEX winner_figures ON winners (workload_key, target_key, target_id, artifact_digest, "
+            "time_us, baseline_us, ceiling_us, created, superseded) WHERE superseded IS NULL"
+        )
+    )
+    connection.execute(
+        text(
+            'CREATE TABLE kill_tables ("key" VARCHAR NOT NULL, op VARCHAR NOT NULL, facts JSON NOT NULL, '
+            'target_key VARCHAR NOT NULL, kills JSON NOT NULL, created VARCHAR NOT NULL, PRIMARY KEY ("key"))'
+        )
+    )
+
+
+STEPS: tuple[Step, ...] = (create_tables, add_inner, add_region, add_figures_and_kills)
 """Append, never edit (files have the earlier ones applied); `ksearch.database.SCHEMA_VERSION` counts them."""
 
 

@@ -100,7 +100,7 @@ def _reader(session: Session, name: str | None) -> Callable[[], StoredArtifact] 
     def read() -> StoredArtifact:
         columns = select(ArtifactRow.source, ArtifactRow.binary, ArtifactRow.log)
         source, binary, log = session.execute(columns.where(ArtifactRow.digest == name)).one()
-        return StoredArtifact(source=source, binary=binary, log=log)
+        return StoredArtifact(source, binary, log).of(name)
 
     return None if name is None else read
 

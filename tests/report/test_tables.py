@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from datetime import UTC, datetime
+
+from rich.console import Console, RenderableType
 
 from ksearch.doctor import Finding
 from ksearch.report import tables
@@ -9,7 +10,7 @@ from ksearch.store import Evaluation
 from ksearch.types import Outcome, Status, Winner
 
 
-def printed(table: Table) -> list[str]:
+def printed(table: RenderableType) -> list[str]:
     console = Console(width=200)
     with console.capture() as capture:
         console.print(table)
@@ -17,12 +18,14 @@ def printed(table: Table) -> list[str]:
 
 
 def test_winners_show_the_device_even_where_it_looks_like_markup(winner: Winner, baseline: Winner) -> None:
-    header, first, second = printed(tables.winners([winner, baseline]))
+    now = datetime(2026, 11, 23, 13, tzinfo=UTC)
+    header, first, second = printed(tables.winners([winner, baseline], now))
     assert header.split("  ")[0] == "op"
     assert "softmax scale=0.5  2048x4096  float32  strict  Some CPU [2 threads]" in first
     assert "1,240" in first
     assert "1.52x" in first
     assert "86 %" in first
+    assert "3 d" in first
     assert second.endswith("PyTorch")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 import pytest
 
@@ -25,6 +26,21 @@ def test_what_is_not_finite_is_a_dash() -> None:
 )
 def test_duration(seconds: float, expected: str) -> None:
     assert text.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("created", "expected"),
+    [
+        ("2026-11-20T12:00:00Z", "0 min"),
+        ("2026-11-20T11:01:00+00:00", "59 min"),
+        ("2026-11-18T14:00:00.123456", "46 h"),
+        ("2026-11-08T00:00:00Z", "12 d"),
+        ("2026-11-21T00:00:00Z", "0 min"),
+        ("", "-"),
+    ],
+)
+def test_an_age_has_one_unit(created: str, expected: str) -> None:
+    assert text.age(created, datetime(2026, 11, 20, 12, tzinfo=UTC)) == expected
 
 
 def test_counts_name_the_most_frequent_first_and_leave_zeros_out() -> None:

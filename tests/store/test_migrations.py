@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from ksearch import database
 from ksearch.errors import NewerSchema, StoreError
 from ksearch.runtime import lookup
-from ksearch.store import Store, engine
+from ksearch.store import Kill, KillTable, Store, engine
 from ksearch.store.migrations import STEPS, migrate, version
 from ksearch.types import Target, Winner, Workload
 
@@ -64,6 +64,7 @@ def test_a_new_file_gets_every_table_and_a_record_of_it(writer):
         "artifacts",
         "evaluations",
         "winners",
+        "kill_tables",
     }
     assert tables == expected
     assert not tables & OPTUNA_TABLES
@@ -95,6 +96,8 @@ def test_workloads_from_before_there_were_linears_have_none(writer, tmp_path):
     with Store.open(path) as store:
         store.promote(winner, source=None, binary=None, environment={})
     with writer.begin() as connection:
+        connection.execute(text("DROP INDEX winner_figures"))
+        connection.execute(text("DROP TABLE kill_tables"))
         connection.execute(text("DROP INDEX workload_region"))
         connection.execute(text('ALTER TABLE workloads DROP COLUMN "inner"'))
         connection.execute(text("DELETE FROM ksearch_schema WHERE version > 1"))
@@ -103,6 +106,9 @@ def test_workloads_from_before_there_were_linears_have_none(writer, tmp_path):
         Store.open(path, readonly=True)
     with Store.open(path) as store:
         found = store.find(workload, target)
+        table = KillTable("softmax", target.key, {"dtype": "float32"}, (Kill("zeros", "wrong", "unwritten"),))
+        store.keep_kills(table)
+        assert store.kills("softmax", target, {"dtype": "float32"}) == table
     assert found is not None
     assert (found.workload, found.workload.inner) == (workload, 0)
 
