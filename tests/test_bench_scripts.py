@@ -17,6 +17,9 @@ import pytest
 
 from ksearch import backends
 from ksearch.errors import UsageError, WorkerError
+from ksearch.plan import make_plan
+from ksearch.tuner import Report
+from ksearch.types import Winner
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -222,10 +225,10 @@ def test_half_a_line_is_no_row(tmp_path: Path) -> None:
 
 
 def test_the_summary_counts_what_it_says() -> None:
-    bench, label = script("bench_memory_bound"), script("_bench").label
-    names = [label(each) for each in bench.WORKLOADS]
+    bench = script("bench_memory_bound")
+    names = [bench.name_of(each) for each in bench.WORKLOADS]
     assert len(set(names)) == len(names)
-    assert len([each for each in bench.WORKLOADS if each[0] in bench.ROWWISE]) == 4 * 11 * 2 + 3
+    assert len([each for each in bench.WORKLOADS if each[0] in bench.ROWWISE]) == 4 * 11 * 2 + 3 + 4
     common = {"tuned in s": 8.0, "candidates": 90, "config": "vec=4"}
     rows = {
         "softmax 8192x8192 float32": {
@@ -237,15 +240,18 @@ def test_the_summary_counts_what_it_says() -> None:
         "rmsnorm 8192x8192 bfloat16": {"of copy_": 0.98, "times eager": 0.995, **common},
         "softmax 256x4096 bfloat16": {"of copy_": 0.1, "times eager": 1.0, **common, "config": "PyTorch"},
         "gelu 8192x8192 float32": {"error": "SIGSEGV"},
+        "sum 32768x4096 bfloat16 dim=-1": {"of copy_": 0.9, "times Liger": 3.0, **common},
     }
     text = "\n".join(bench.summarize(rows))
     assert "the 2 rows of softmax, log_softmax, rmsnorm, layernorm with an input of 4 MB" in text
     assert f"geometric mean {math.sqrt(0.5 * 0.98):.3f} (softmax 0.500, rmsnorm 0.980)" in text
     assert "least 0.500, softmax 8192x8192 float32." in text
+    assert "the 1 rows of sum, amax, argmax, logsumexp, var, norm, cross_entropy, " in text
+    assert "geometric mean 0.900 (sum 0.900); least 0.900, sum 32768x4096 bfloat16 dim=-1." in text
     assert "Times eager: geometric mean 1.258 of 3 rows; ksearch is slower by more than 1 % in 0." in text
     assert "of 1 rows; ksearch is slower by more than 1 % in 1: softmax 8192x8192 float32 (0.980)." in text
-    assert "Tuned in 8.0 s with 90 candidates (medians). PyTorch won 1 of 3 rows; " in text
-    assert f"Workloads of the suite: {len(names)}; measured 3, failed 1." in text
+    assert "Tuned in 8.0 s with 90 candidates (medians). PyTorch won 1 of 4 rows; " in text
+    assert f"Workloads of the suite: {len(names)}; measured 4, failed 1." in text
 
 
 def test_an_error_without_a_message_is_a_row() -> None:
@@ -260,3 +266,33 @@ def test_the_table_leaves_out_what_is_usual() -> None:
     shorten = script("bench_memory_bound").shorten
     assert shorten("threads=64 rows=1 prefetch=1 load=default vec=8") == "threads=64 prefetch=1 vec=8"
     assert shorten("PyTorch: no winner for x=1 rows=1") == "PyTorch: no winner for x=1 rows=1"
+
+
+def test_winners_of_several_seeds_race_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race is real; the searches would take longer."""
+    bench = script("bench_regret")
+    plan = make_plan("softmax", (64, 512), "float32", "cpu", {})
+    configs = [*plan.guesses[:2], None]
+    asked: list[tuple[int, str]] = []
+
+    def tune(op: str, shape: tuple[int, ...], *, seed: int, db: Path, **more: Any) -> Report:
+        asked.append((seed, db.name))
+        config, artifact = configs[seed], f"kernel {seed}"
+        winner = Winner(plan.workload, plan.target, config, None, config and artifact, 1.0, 2.0, 1.0)
+        return Report(winner, 10 + seed, {}, 3.0, str(db))
+
+    monkeypatch.setattr(bench.ksearch, "tune", tune)
+    row = bench.measure((("softmax", (64, 512), "float32"), 3, 5, 0.2), "cpu", tmp_path / "bench.db")
+    assert asked == [(seed, f"softmax-64x512-float32-{seed}.db") for seed in range(3)]
+    assert row["workload"] == "softmax 64x512 float32"
+    assert (row["configs"], row["kernels"], row["candidates"]) == (configs, 3, 11)
+    assert (row["fastest us"], row["slowest us"]) == (min(row["times us"]), max(row["times us"]))
+    assert len(row["times us"]) == 3
+    assert 0.0 <= row["regret %"] == 100 * (row["slowest us"] / row["fastest us"] - 1)
+    slow = {**row, "fastest us": 100.0, "regret %": 3.0, "workload": "a"}
+    lines = bench.summarize([slow, {**slow, "regret %": 0.5, "workload": "b"}])
+    assert lines[0] == "Of 2 workloads over 50 us the regret is at most 2 % in 1: more in a (3.0 %)."
+    assert lines[1] == "The largest is 3.0 %, of a; the median 1.8 %."
+    assert bench.summarize([{**slow, "fastest us": 40.0}]) == ["No workload over 50 us was measured."]

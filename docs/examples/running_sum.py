@@ -1,4 +1,4 @@
-"""An op with templates of its own: the running sum along the last dimension, which cannot be traced."""
+"""An op with templates of its own: the running sum along the last dimension, one row a block."""
 
 from __future__ import annotations
 
