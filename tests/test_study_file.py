@@ -143,7 +143,7 @@ def test_a_linear_layer_has_three_dims_and_policies(read: Read) -> None:
         ('[[workload]]\nop = "no_ops.py:a"\nshape = [2, 3]', "no_ops.py: No such file"),
         (f'{ONE}dtypes = ["float32", "int8"]', "dtypes: there is no dtype 'int8'"),
         (f"{ONE}dtypes = [[1]]", "dtypes: there is no dtype [1]"),
-        (f"{ONE}options = {{ beta = 1 }}", "options: softmax has no option 'beta'; its options: it has none"),
+        (f"{ONE}options = {{ beta = 1 }}", "options: softmax has no option 'beta'; its options: dim"),
         (f"{ONE}options = 3", "options: is 3: it must be a table"),
         (f"{ONE}options = {{ a = {{ b = 1 }} }}", "a is {'b': 1}: it must be a number, a bool or a text"),
         (f"{ONE}weight = 0", "weight: 0 must be a number above 0"),

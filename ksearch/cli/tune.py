@@ -24,7 +24,7 @@ from ksearch.cli.study import tune_study
     "--study",
     "study",
     metavar="FILE",
-    help="Tune all workloads of a TOML file, or of a study that ships with ksearch: named, llm, linear.",
+    help="Tune all workloads of a TOML file, or of a study that ships: named, llm, linear, kernelbench.",
 )
 @click.option("--again", is_flag=True, help="With --study: also what this study has a winner for.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")

@@ -116,9 +116,16 @@ class StridedCuda:
             "means_of": means_of,
             "word_of": word_of,
             "cached": cached_inputs(program),
-            "launder": workload.itemsize == 2,
+            "launder": must_launder(config, program, workload),
             "per_row": all(program.per_row),
         }
+
+
+def must_launder(config: Config, program: Program, workload: Workload) -> bool:
+    """Whether passes must not share what they compute of an element (see `ks::launder`)."""
+    words = -(-workload.cols // int(config["down"])) * max(1, int(config["vec"]) * workload.itemsize // 4)
+    is_held = config["storage"] == "registers" and words * len(cached_inputs(program)) > 40
+    return workload.itemsize == 2 or is_held
 
 
 class Limits:
@@ -182,6 +189,8 @@ class Limits:
             words += 8
         if config["reduction"] == "online" and config["storage"] == "global":  # 16 bytes spilled with 32
             words += 16
+        if config["storage"] == "registers" and held > 64:  # 488 bytes with 32, 56 with a row vector and 40
+            words += 32 + count * self._others // 2
         if self._reads > 1:  # 36 bytes spilled with 32
             words += 32
         threads = int(config["across"]) * int(config["down"])
