@@ -119,7 +119,10 @@ def test_quiet_is_one_line_a_workload(run: Run, asked: list[dict[str, Any]], fil
             ["softmax", "--shape", "2x3", "--dtype", "float32", "--option", "a=1", "--study", "llm"],
             "leave out OP, --shape, --dtype, --option, or --study",
         ),
-        (["--study", "nope"], "no study 'nope': name a TOML file, or one that ships: kernelbench, linear, llm, named"),
+        (
+            ["--study", "nope"],
+            "no study 'nope': name a TOML file, or one that ships: kernelbench, linear, llm, named",
+        ),
     ],
 )  # fmt: skip
 def test_a_workload_or_a_study_and_not_both(

@@ -304,8 +304,10 @@ class Reference:
         odd = ~(base.isfinite() & (self._exact.abs() <= info.max))
         self._odd = odd if bool(odd.any()) else None
         self._base = base if self._odd is not None else None
-        errors, telling = self._telling(base)
-        self._unsteadiness = telling[1].nan_to_num(0.0, 0.0, 0.0).amax() / info.eps
+        errors = self._errors(base)
+        # Where PyTorch's own arithmetic overflows its errors say nothing, but the best possible result's do.
+        telling = torch.maximum(errors, self._errors(self._exact.to(base.dtype)))
+        self._own, self._eps = telling, info.eps
         if levels is None:
             levels = 0.0 if pointwise else math.log2(base.shape[1])
             on_average = levels
@@ -321,31 +323,16 @@ class Reference:
     @property
     def is_unsteady(self) -> bool:
         """Whether the elements of PyTorch's own result are off by more than their rounding."""
-        return bool(self._unsteadiness > _UNSTEADY)
+        return bool(self._own[1].nan_to_num(0.0, 0.0, 0.0).amax() > _UNSTEADY * self._eps)
 
     def learn(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Judge by the largest of several errors of PyTorch's own, and let an element be off by 2 * FACTOR
-        times that in it.
-
-        `pairs`: PyTorch's result and what is exact, for these inputs and then for some that are next to them.
-        """
-        offs = [(base.double() - exact).abs_().nan_to_num_(0.0, 0.0, 0.0) for base, exact in pairs]
-        first, eps = pairs[0][0], torch.finfo(pairs[0][0].dtype).eps
-        own = torch.stack(offs).amax(0)
-        own.sub_(self._exact.abs().nan_to_num_(0.0, 0.0, 0.0), alpha=FACTOR * eps).clamp_(min=0.0)
-        least = 2 * eps + self._levels[1] * _EPS32  # what `_limits` allows where PyTorch is right
-        around = self._weight.double().reciprocal_().add_(own, alpha=2 * FACTOR / least)
-        self._weight = around.reciprocal_().float()
-        telling = self._telling(first)[1]
-        for off in offs:
-            torch.maximum(telling, self._sizes(off), out=telling)
-        self._allowed = self._limits(telling, eps, self._levels)
-
-    def _telling(self, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The errors of PyTorch's result, and those that tell what can be asked: where its own arithmetic
-        overflows they say nothing, but the best possible result's do."""
-        errors = self._errors(base)
-        return errors, torch.maximum(errors, self._errors(self._exact.to(base.dtype)))
+        """Judge by the largest of several errors of PyTorch's own: `pairs` are its results and what is exact,
+        for inputs that are next to these."""
+        telling = self._own
+        for base, exact in pairs:
+            off = (base.double() - exact).abs_().nan_to_num_(0.0, 0.0, 0.0)
+            telling = torch.maximum(telling, self._sizes(off))
+        self._allowed = self._limits(telling, self._eps, self._levels)
 
     def _kinds(self, count: int) -> list[slice]:
         """For each kind of line its lines, those without any left out."""

@@ -60,7 +60,7 @@ class RowwiseCuda:
                 "split": tuple(
                     n
                     for n in sorted({1, 4, 8, 16, 32, units // 4, units // 2, units, 2 * units})
-                    if n == 1 or (n > 1 and cols * itemsize >= 8192 * n and workload.rows * n <= 16 * units)
+                    if n == 1 or (n > 1 and cols * itemsize >= 8192 * n and workload.rows * n <= 8 * units)
                 ),
                 "vec": tuple(v for v in vectors(cols, itemsize) if workload.segment % v == 0),
                 "storage": ("registers", "shared", "global") if bulk else ("registers", "global"),
@@ -116,12 +116,7 @@ class RowwiseCuda:
         ]
         if workload.rows * 4 <= target.units:  # too few rows to fill the device with, or to fetch ahead
             alone = {**base, "threads": 512, "split": 2 * target.units, "min_blocks": 2, "storage": "global"}
-            # The whole device holds a row of 16 MB in registers while the next one comes into shared memory;
-            # two at once are what L2 holds until they are read again.
-            pair = {**alone, "split": target.units, "unroll": 4, "load": "retain"}
-            whole = {**alone, "split": target.units, "min_blocks": 1, "storage": "registers"}
-            resident = [{**whole, "prefetch": int(row_bytes % 16 == 0)}, whole]
-            return [alone, *resident, pair, *clusters] if row_bytes > 4 << 20 else clusters
+            return [alone, *clusters] if row_bytes > 4 << 20 else clusters
         # What led at 64 KB to 1.5 MB a row (H200): small blocks, many of them, the next row on its way.
         ahead = dict(base)
         if row_bytes % 16 == 0:  # else no bulk copies

@@ -78,7 +78,7 @@ class Limits:
             Rule(kept, self._is_stored),
             Rule((*kept, "min_blocks"), self._has_room),
             Rule((*kept, "unroll"), self._loops),
-            Rule(("prefetch", "order", "split"), self._is_ordered),
+            Rule(("prefetch", "order"), self._is_ordered),
             Rule(("prefetch", "storage", "split", "vec", "weights"), self._can_hold_weights),
             Rule(("storage", "reduction", "keep"), self._can_keep),
             Rule((*kept, "min_blocks", "weights", "reduction"), self._has_shared_memory),
@@ -114,7 +114,7 @@ class Limits:
         if not is_bulk(config):
             return config["storage"] != "global" or items(config, self.workload.cols) > 1
         is_vector = int(config["vec"]) * self.workload.itemsize == 16
-        return is_vector and config["storage"] != "global" and buffers(config) <= 2
+        return is_vector and config["storage"] != "global" and config["split"] == 1 and buffers(config) <= 2
 
     def _has_room(self, config: Config) -> bool:
         min_blocks, split = int(config["min_blocks"]), int(config["split"])
@@ -128,10 +128,8 @@ class Limits:
         )
 
     def _is_ordered(self, config: Config) -> bool:
-        """Tickets are for a grid that fetches ahead, and counted in 32 bits; blocks all over the device take
-        rows in turn."""
-        has_tickets = config["prefetch"] != 0 and config["split"] == 1 and self.workload.rows < 2**31
-        return config["order"] == "static" or has_tickets
+        """Tickets are for a grid that fetches ahead, and counted in 32 bits."""
+        return config["order"] == "static" or (config["prefetch"] != 0 and self.workload.rows < 2**31)
 
     def _can_hold_weights(self, config: Config) -> bool:
         """From before the row is reduced: in whole vectors, and beside a row that waits on the chip."""

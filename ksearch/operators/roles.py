@@ -32,6 +32,8 @@ def shapes_of(
     if role is Role.INDEX:
         return [reduced(shape, over, keepdim=False)]
     if role is Role.ROW:
+        if not shape:
+            return [()]
         first = max(len(shape) + min(over, default=-len(shape)), 0)
         kept = {dim % len(shape) for dim in over} if over else {*range(len(shape))}
         own = tuple(size if dim in kept else 1 for dim, size in enumerate(shape))[first:]

@@ -83,6 +83,7 @@ def complaints(
     found = []
     for number, (mine, theirs, right_one) in enumerate(zip(got, own, exact, strict=True)):
         floor = (2.0**-bits + slack) * rms(right_one) + 2.0**-split * scale
+        floor *= 1 + 4 / right_one.numel() ** 0.5  # how far off PyTorch is in a few numbers is luck
         errors, owns = mine.double() - right_one, theirs.double() - right_one
         for what, most, allowed in (
             ("rms", rms(errors), 2 * rms(owns) + floor),

@@ -137,7 +137,7 @@ def compare(name: str, call: Call, launches: Launches, *, expected: bool) -> boo
     wanted = call.function(*call.args, **call.named)
     if expected:  # where torch may give a dimension of size 1 another stride, a kernel's answer is contiguous
         assert result.is_contiguous()
-        wanted = _without_slips(wanted, call)
+        wanted = _without_slips(wanted, result, call)
         if name == "linear":
             wanted = _where_terms_cancel(result, wanted, call)
     torch.testing.assert_close(
@@ -153,23 +153,26 @@ def compare(name: str, call: Call, launches: Launches, *, expected: bool) -> boo
 def _where_terms_cancel(result: torch.Tensor, wanted: torch.Tensor, call: Call) -> torch.Tensor:
     """`result` where it is off by no more than roundings of the terms that are summed: a kernel gets the sum
     without the bias rounded to the dtype, and where that bias cancels it the rest is this rounding. A float32
-    that is split in two keeps 22 bits: three roundings, which were 3.7e-5 for terms of 160."""
+    that is split in two keeps 22 bits: three roundings of 2^-22."""
     bias = {name: each.double().abs() for name, each in call.named.items() if each is not None}
     terms = call.function(*[each.double().abs() for each in call.args if each is not None], **bias)
     off = (result.double() - wanted.double()).abs()
-    return torch.where(off <= 3 * torch.finfo(result.dtype).eps * terms, result, wanted)
+    return torch.where(off <= 6 * torch.finfo(result.dtype).eps * terms, result, wanted)
 
 
-def _without_slips(given: torch.Tensor, call: Call) -> torch.Tensor:
-    """Torch's answer, but the exact one where its own is not close to that: its log_softmax in bfloat16 is
-    0 for -0.0013 on a CPU."""
+def _without_slips(given: torch.Tensor, result: torch.Tensor, call: Call) -> torch.Tensor:
+    """Torch's answer; but the exact one where its own is not close to that (its log_softmax in bfloat16 is 0
+    for -0.0013 on a CPU), and `result` where that is: the two may be on either side of what is exact."""
     if not given.is_floating_point():
         return given
     args = [_widened(each) for each in call.args]
     named = {name: _widened(each) for name, each in call.named.items()}
     exact = call.function(*args, **named).to(given.dtype)
     rtol = {torch.float32: 1.3e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}[given.dtype]  # assert_close's
-    return torch.where(torch.isclose(given, exact, rtol=rtol, atol=1e-5, equal_nan=True), given, exact)
+    near, right = (
+        torch.isclose(each, exact, rtol=rtol, atol=1e-5, equal_nan=True) for each in (given, result)
+    )
+    return torch.where(right, result, torch.where(near, given, exact))
 
 
 def _widened(thing: object) -> object:
