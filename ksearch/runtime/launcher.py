@@ -108,6 +108,7 @@ def _loaded(path: Path) -> Any:
     return module
 
 
+@functools.cache
 def _key() -> str:
     """Of what its binary depends on."""
     text = f"{torch.__version__} {torch.version.git_version} {sysconfig.get_config_var('SOABI')}"
