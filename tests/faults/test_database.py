@@ -251,7 +251,7 @@ def test_other_rows_are_read_past_it(tmp_path: Path) -> None:
         kept = Winner(other, TARGET, None, None, None, 1.0, 1.0, 0.5)
         store.promote(kept, source=None, binary=None, environment={})
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE winners SET certificate = '[' WHERE id = 1")
+        connection.execute("UPDATE winners SET time_us = 'soon' WHERE id = 1")
     assert lookup.find(path, other, TARGET).winner.time_us == 1.0
     with pytest.raises(StoreError):
         lookup.find(path, PYTORCH_WON.workload, TARGET)

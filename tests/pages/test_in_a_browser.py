@@ -78,7 +78,7 @@ def test_a_workload_opens_by_keyboard_and_its_figures_are_drawn(opened: Open) ->
     assert page.locator("[data-figure]:visible").count() == 6
     assert page.locator("[data-figure]:visible .canvas:has(.main-svg)").count() == 6
     page.get_by_role("link", name="All winners").click()
-    assert page.get_by_role("heading", level=1).inner_text() == "Winners"
+    page.get_by_role("heading", level=1, name="Winners").wait_for()
 
 
 def test_figures_are_switched(opened: Open, found: contents.Contents) -> None:

@@ -26,6 +26,15 @@ SHAPES = {"sigmoid": (67, 1000), "softmax": (67, 1000), "linear_gelu": (40, 120,
 SMALL = (40, 100)
 
 
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """A session in this process turns gradients off, and says what PyTorch may do with float32."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
