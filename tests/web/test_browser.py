@@ -195,7 +195,9 @@ def test_a_running_study_is_followed(tmp_path: Path, served: Callable[[Path], st
     """A real search on the CPU, from an empty page to its winner, without a reload."""
     path = tmp_path / "tuned.db"
     Store.open(path).close()
-    tune = [sys.executable, "-m", "ksearch", "tune", "sigmoid", "--shape", "64x1024", "--trials", "8"]
+    tune = [sys.executable, "-m", "ksearch", "tune", "sigmoid", "--shape", "64x1024"]
+    # A page asks every 2 s, and a search of 8 candidates lasts 1.3 s on two idle cores: this one lasts longer.
+    tune += ["--trials", "1000", "--budget", "10s"]
     with visit(served(path)) as page:
         assert "Nothing was tuned here yet" in page.locator("main").inner_text()
         page.evaluate("window.notReloaded = true")
