@@ -73,6 +73,7 @@ def tune(
     *,
     dtype: str = "float32",
     policy: str = "strict",
+    prepacked: bool = False,
     device: str | None = None,
     options: Mapping[str, Option] | None = None,
     trials: int | None = None,
@@ -88,8 +89,8 @@ def tune(
 ) -> Report:
     """Search for the fastest kernel of `op` on tensors of `shape`, promote it, and say what was found.
 
-    `op` is a name or `my_ops.py:name`; `shape` and `policy` are as `Op.workload` takes them. `trials` counts
-    those of earlier, interrupted runs, which are taken over. With `early_stop` the search ends by itself when
+    `op` is a name or `my_ops.py:name`; `shape`, `policy` and `prepacked` are as `Op.workload` takes them. `trials`
+    counts those of earlier, interrupted runs, which are taken over. With `early_stop` the search ends by itself when
     more trials are not expected to pay (`stopping`). With `sanitize` finalists run under compute-sanitizer,
     and one that it finds an error in does not win. The first Ctrl-C ends it and promotes the best so far, a
     second one leaves at once; with `stop` that event ends it instead, and Ctrl-C is the caller's.
@@ -98,7 +99,7 @@ def tune(
     render, ToolMissing without a compiler, StoreError, DeviceBusy, WorkerError.
     """
     with warm() as spare:  # it imports torch while this process does
-        plan = make_plan(op, shape, dtype, device, options or {}, policy)
+        plan = make_plan(op, shape, dtype, device, options or {}, policy, prepacked)
         if trials is None and budget_s is None:
             trials = DEFAULT_TRIALS[plan.target.backend]
         sanitizer = Sanitizer.find(plan.op, plan.workload, plan.target) if sanitize else None
@@ -132,9 +133,10 @@ def tune(
                     trial = study.trial(int(str(build.tag)))
                     outcome = _evaluate(plan, trial, build, worker, study, budget)
                     with budget.phase("record"):
-                        study.tell(trial, outcome)
+                        # First of all: what is in the file outlives this process.
                         facts = (trial.number, trial.config, outcome, build.artifact)
                         store.record(plan.workload, plan.target, name, *facts)
+                        study.tell(trial, outcome)
                     _show(progress, study, ready, budget, "search")
                     # On a CPU only once all are timed: compilers would slow them down.
                     if not builds or not plan.backend.exclusive:

@@ -95,7 +95,8 @@ def test_linear_rows_are_measured_with_their_errors(tmp_path: Path, monkeypatch:
     bench.report(arguments, backends.get("cpu").target(), rows, "a command")
     page = (tmp_path / "page.md").read_text()
     assert "| linear_sigmoid_sum 16x33x17 bfloat16 | saturating |" in page
-    assert "Errors under `strict` in float32, the op's result" in page or "PyTorch won 2 of 2" in page
+    told = "Errors under `strict` in float32, the op's result" in page
+    assert told == (rows[str(workloads[0])]["kernel"] != "PyTorch"), "either may win where calls are so short"
     assert "; measured 2, failed 1." in page
 
 
