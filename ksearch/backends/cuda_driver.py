@@ -1,11 +1,13 @@
-"""The NVIDIA driver through cuda.bindings, and what its errors mean."""
+"""The NVIDIA driver, and what its errors mean."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from typing import Any
 
 from ksearch.backends.base import LaunchError
+from ksearch.backends.cuda_calls import Driver
 from ksearch.errors import NoSuchDevice
 
 # After these the context is gone: every later call of the process fails too (CUDA driver API, CUresult).
@@ -30,16 +32,11 @@ def check(result: tuple[Any, ...]) -> Any:
 
 @functools.cache
 def load_driver() -> Any:
-    """The driver bindings after cuInit, which creates no context. Raises NoSuchDevice."""
+    """The driver after cuInit, which creates no context. Raises NoSuchDevice."""
     try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise NoSuchDevice(
-            "no CUDA device: the package cuda-bindings is missing (pip install cuda-bindings)"
-        ) from error
-    try:
+        driver = Driver(ctypes.CDLL("libcuda.so.1"))
         check(driver.cuInit(0))
-    except (LaunchError, RuntimeError) as error:
+    except (LaunchError, OSError, AttributeError) as error:
         raise NoSuchDevice(
             f"no CUDA device: {error}; is the NVIDIA driver installed (nvidia-smi)?"
         ) from error

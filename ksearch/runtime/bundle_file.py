@@ -198,17 +198,16 @@ class BundleFile:
         _, start, length, stated = self._header["pages"][place]
         text = self._checked(start, length, stated)
         with self._readable("a page"):
-            page: dict[str, Any] = json.loads(text)
-            for parts in page.values():
-                _check_part(parts["winner"])
-                for name in ("binary", "source", "log"):
-                    if parts[name] is not None:
-                        _check_part(parts[name])
+            page = json.loads(text)
+            if not isinstance(page, dict):
+                raise ValueError(f"it is {page!r:.60}")
         return page
 
     def _winner(
         self, key: str, parts: dict[str, Any], workload: Workload | None = None, target: Target | None = None
     ) -> tuple[Winner, dict[str, str]]:
+        with self._readable("a page"):
+            _check_parts(parts)
         text = self._checked(*parts["winner"])
         with self._readable("a winner"):
             fields = json.loads(text)
@@ -266,6 +265,14 @@ class BundleFile:
 
     def _damaged(self, what: str) -> BundleError:
         return BundleError(f"the bundle {self.path} was changed or cut short ({what}); copy it again")
+
+
+def _check_parts(parts: Any) -> None:
+    """Of one winner: those of the others in its page take 1 ms."""
+    _check_part(parts["winner"])
+    for name in ("binary", "source", "log"):
+        if parts[name] is not None:
+            _check_part(parts[name])
 
 
 def _check_part(part: Any) -> None:

@@ -9,12 +9,12 @@ import os
 import threading
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import compiler
 
-from ksearch import backends, env, operators
+from ksearch import env, operators
 from ksearch.errors import KsearchError, NoWinner, UsageError
 from ksearch.operators.program import as_tuple
 from ksearch.runtime import known, launcher, library
@@ -24,30 +24,18 @@ from ksearch.runtime.loader import forget_kernels, load_best
 from ksearch.runtime.notice import forget, warn_once
 from ksearch.runtime.outputs import Outputs, as_result, write
 from ksearch.runtime.precision import allows_tf32
+from ksearch.runtime.presence import Presence
 from ksearch.runtime.reading import Reader, Reading
+from ksearch.runtime.route import MOST_ROUTES, Route, look
 from ksearch.runtime.traced import is_compiled, is_traced
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
     from ksearch.runtime.bundle_file import BundleFile
 
-_MOST_ROUTES = 4096
-"""Ways of calling that are kept, with their handles: numbers as arguments could make new ones without end."""
-
 _dispatchers: dict[str, Dispatcher] = {}
 _all: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 """Those of bundles, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What is done with calls that look the same."""
-
-    reading: Reading
-    handle: Handle | None
-    """None: PyTorch runs what the reading says."""
-    is_plain: bool = False
-    """The arguments are the handle's tensors in order, and nothing else."""
 
 
 class Dispatcher:
@@ -69,35 +57,41 @@ class Dispatcher:
         """The same for kernels that are launched without Python; None where no launcher was built."""
         self._has_linear = False
         """Whether a call with a linear was met: then it counts, too, whether PyTorch may use TF32."""
-        self._kernels: dict[Hashable, bool] = {}
-        """Whether there is one, by how the op's tensors look."""
+        self._presence = Presence(op, self._reader, self._load)
         self._lock = threading.RLock()
         # What a bundle holds is for its own calls: graphs and gradients are made of what is in use.
         self._library = library.register(op, self) if bundle is None else None
+        self._graph = None if self._library is None else self._library.in_graph
+        """What a compiler is to see of calls that are nothing but this many tensors."""
+        self._most = len(op.inputs)
         _all.add(self)
 
-    def __call__(self, *args: Any, out: Outputs | None = None, **named: Any) -> Outputs:
+    def __call__(self, *args: Any, **named: Any) -> Outputs:
         """The op of these tensors, into `out` where it is given; the best that is known for them runs.
 
         Arguments are those of the op, or of the PyTorch function that it equals; tensors may be given by
         name, too. Raises UsageError where `out` does not fit, and for what neither of the two takes.
         """
-        if args and not named and type(args[0]) is torch.Tensor and not torch.compiler.is_compiling():
+        # A compiler compares the default of a parameter before each call, for which it copies the class.
+        out: Outputs | None = named.pop("out", None) if named else None
+        if compiler.is_compiling():
+            return self._compiled(args, named, out)
+        if args and not named and type(args[0]) is torch.Tensor:
             result = self.quickly(args, out)
             if not isinstance(result, str):
                 return result
-        if not args and named:
-            args, named = self._first(named)
         if is_traced():
             return self._in_graph(args, named, out)
+        if not args and named:
+            args, named = self._first(named)
         if torch._C._is_any_autocast_enabled() and _is_autocast(args):
             return self._under_autocast(args, named, out)
         if not args or not isinstance(args[0], torch.Tensor):
             given = f"a {type(args[0]).__name__}" if args else "nothing"
             raise UsageError(f"{self.op.name} takes a tensor first, got {given}")
-        key: Hashable = tuple([_look(arg) for arg in args])
+        key: Hashable = tuple([look(arg) for arg in args])
         if named:
-            key = (key, *((name, _look(named[name])) for name in sorted(named)))
+            key = (key, *((name, look(named[name])) for name in sorted(named)))
         if self._has_linear:
             key = (key, allows_tf32())
         route = self._routes.get(key) or self._find(key, args, named)
@@ -109,6 +103,21 @@ class Dispatcher:
             if found is not None:
                 return found
         return route.handle(*tensors, out=out)
+
+    def _compiled(self, args: tuple[Any, ...], named: dict[str, Any], out: Outputs | None) -> Outputs:
+        """As `__call__`, where a compiler looks.
+
+        All that it sees on the way is compared before each call of what it makes, where a hundred things took
+        2 us: so calls that are nothing but the op's tensors are not read.
+        """
+        is_plain = len(args) == self._most and not named and out is None
+        if self._graph is None or not is_plain or compiler._is_exporting_flag:
+            return self._in_graph(args, named, out)
+        for arg in args:
+            if not isinstance(arg, torch.Tensor):
+                return self._in_graph(args, named, out)
+        result: Outputs = self._graph(*args, winners=known.state())
+        return result
 
     def quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | str:
         """A kernel's result where such a call was met before under the same modes, else some text.
@@ -137,52 +146,14 @@ class Dispatcher:
         if reading.reason:
             return reading.reason
         try:
-            with self._lock:
-                return self._load(args[0], reading)
+            return self._load(args[0], reading)
         except KsearchError as error:
             return str(error)
 
     def has_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool:
         """Whether a kernel is known for tensors that look like these, which may be fake; of sizes that are
         not known yet, for any."""
-        tensors = [*tensors, *[None] * (len(self.op.inputs) - len(tensors))]  # PyTorch leaves those out
-        present = [tensor for tensor in tensors if tensor is not None]
-        if not all(type(size) is int for tensor in present for size in tensor.shape):
-            return self._has_any_kernel(present[0])
-        if not all(tensor.is_contiguous() for tensor in present):
-            return False
-        looks = tuple([_look(tensor) for tensor in tensors])
-        key = (looks, tuple([(name, _look(options[name])) for name in sorted(options)]), allows_tf32())
-        found = self._kernels.get(key)
-        if found is None:
-            if len(self._kernels) >= _MOST_ROUTES:
-                self.clear()
-            found = self._kernels[key] = self._finds_kernel(tensors, options)
-        return found
-
-    def _finds_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool:
-        try:
-            reading = self._reader.understood(self._reader.read((*tensors,), options), tensors)
-            if reading.reason or tensors[0] is None:
-                return False
-            with self._lock:
-                return self._load(tensors[0], reading).kernel is not None
-        except KsearchError:  # there can be none for such tensors
-            return False
-
-    def _has_any_kernel(self, first: torch.Tensor) -> bool:
-        key = (first.dtype, first.device)
-        found = self._kernels.get(key)  # in one step: another thread may forget it
-        if found is None:
-            try:
-                target = backends.get(first.device.type).target(first.device.index or 0)
-            except KsearchError:  # there are none for such devices
-                found = False
-            else:
-                name = str(first.dtype).removeprefix("torch.")
-                found = any(workload.dtype == name for workload in known.kernels(self.op.name, target))
-            self._kernels[key] = found
-        return found
+        return self._presence.has_kernel(tensors, options)
 
     def __repr__(self) -> str:
         return f"<ksearch.ops.{self.op.name}: {len(self._handles)} shapes met>"
@@ -208,7 +179,9 @@ class Dispatcher:
         self._handles.clear()
         self._quick.clear()
         self._router = launcher.router()
-        self._kernels.clear()
+        if self._library is not None:
+            self._library.forget_kernels()
+        self._presence.clear()
 
     def _first(self, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The first tensor may be given by the op's name for it, or by PyTorch's."""
@@ -226,6 +199,8 @@ class Dispatcher:
 
     def _in_graph(self, args: tuple[Any, ...], named: dict[str, Any], out: Outputs | None) -> Outputs:
         """What a compiler is to see: where kernels may be used, an op that becomes one, or PyTorch's own."""
+        if not args and named:
+            args, named = self._first(named)
         reading = self._reader.read(args, named)
         if self._library is not None and out is None and reading.slots is not None and is_compiled():
             tensors, options = reading.arguments(args, named)
@@ -281,32 +256,48 @@ class Dispatcher:
                 raise
             except KsearchError as error:  # no kernel can be had for such a tensor: PyTorch has the last word
                 return self._keep(key, self._without_kernel(reading, str(error)))
-            route = Route(reading, handle, reading.slots == tuple(range(len(args))))
-            if route.is_plain and not named and not reading.has_linear and handle.kernel is not None:
-                self._quick[first.shape, first.dtype, first.get_device()] = handle.kernel
-                if self._router is not None and handle.kernel.launcher is not None:
-                    self._router.add(first, handle.kernel.launcher)
-            return self._keep(key, route)
+            route = self._keep(key, Route(reading, handle, reading.slots == tuple(range(len(args)))))
+            if handle.kernel is not None and not reading.has_linear:
+                self._shorten(route, handle.kernel, args, named)
+            return route
+
+    def _shorten(
+        self, route: Route, kernel: KernelCall, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        """Let calls that look like this one find its kernel sooner."""
+        first = args[0]
+        is_short = route.is_plain and not named
+        if is_short:
+            self._quick[first.shape, first.dtype, first.get_device()] = kernel
+        if kernel.launcher is not None:
+            if is_short and self._router is not None:
+                self._router.add(first, kernel.launcher)
+            if self._library is not None:
+                tensors, options = route.reading.arguments(args, named)
+                self._library.learn(self, tensors, options, kernel.launcher)
 
     def _load(self, first: torch.Tensor, reading: Reading) -> Handle:
         """Raises KsearchError."""
         options = {**reading.options, **reading.roles}
         loose = reading.has_linear and first.dtype is torch.float32 and allows_tf32()
         meaning = (reading.dims, first.dtype, first.device, loose, self.op.bind(options))
-        if meaning not in self._handles:
-            self._handles[meaning] = load_best(
-                self.op,
-                reading.dims,
-                first.dtype,
-                first.device,
-                self._bundle,
-                policies=("tf32", "strict") if loose else ("strict",),
-                options=options,
-            )
-        return self._handles[meaning]
+        with self._lock:
+            if meaning not in self._handles:
+                if len(self._handles) >= MOST_ROUTES:
+                    self._forget()
+                self._handles[meaning] = load_best(
+                    self.op,
+                    reading.dims,
+                    first.dtype,
+                    first.device,
+                    self._bundle,
+                    policies=("tf32", "strict") if loose else ("strict",),
+                    options=options,
+                )
+            return self._handles[meaning]
 
     def _keep(self, key: Hashable, route: Route) -> Route:
-        if len(self._routes) >= _MOST_ROUTES:
+        if len(self._routes) >= MOST_ROUTES:
             self._forget()
         self._routes[key] = route
         return route
@@ -329,13 +320,6 @@ def _is_autocast(args: tuple[Any, ...]) -> bool:
     if not isinstance(first, torch.Tensor) or first.device.type not in ("cpu", "cuda"):
         return False
     return torch.is_autocast_enabled(first.device.type)
-
-
-def _look(thing: Any) -> Hashable:
-    """What of an argument decides how a call is read, and which kernel it needs."""
-    if isinstance(thing, torch.Tensor):
-        return None if thing.is_nested else thing.shape, thing.dtype, thing.device
-    return type(thing), repr(thing)  # as text: 1, 1.0 and True are equal, but not the same option
 
 
 def dispatcher(name: str) -> Dispatcher:

@@ -1,8 +1,9 @@
 """The compiled launcher: calls of a kernel without Python in between, where somebody has built it.
 
-A call of a handle costs 6.5 us on the host of an H200 from Python, more than all of torch.softmax (5.4). The
-library belongs to one version of Python and of PyTorch, so that one for another is never loaded; without any,
-everything works as well, only not as fast.
+A call of a handle costs 6.5 us on the host of an H200 from Python, more than all of torch.softmax (5.4), and
+one that comes through PyTorch's dispatcher, as in a compiled graph, twice as much. The library belongs to one
+version of Python and of PyTorch, so that one for another is never loaded; without any, everything works as
+well, only not as fast.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ksearch.backends.cpu import compiler_command, run_compiler
 from ksearch.errors import ToolMissing
 from ksearch.runtime.notice import warn_once
 
-_SOURCE = Path(__file__).with_name("launcher.cpp")
+_SOURCE = Path(__file__).with_name("native") / "module.cpp"
 _NAME = "ksearch_launcher"
 _LIBRARIES = ("c10", "torch", "torch_cpu", "torch_python")
 
@@ -61,20 +62,28 @@ def build(path: Path) -> None:
 
 
 def make(**kernel: Any) -> Callable[..., Any] | None:
-    """What calls a kernel (see launcher.cpp for the arguments); None where no launcher was built."""
-    found = _module()
+    """What calls a kernel (see native/launcher.h for the arguments); None where no launcher was built."""
+    found = module()
     return None if found is None else found.Launcher(**kernel)
 
 
 def router() -> Any:
     """What finds the launcher for a call by its first tensor; None where no launcher was built."""
-    found = _module()
+    found = module()
     return None if found is None else found.Router()
+
+
+def operator(name: str, run: Callable[..., Any], differentiably: Callable[..., Any]) -> Any:
+    """What PyTorch's dispatcher calls from now on for an op that it knows by `name`; None where no launcher
+    was built. Calls that are not launched go to these functions, to the second one with the dispatch keys as
+    a number first."""
+    found = module()
+    return None if found is None else found.Operator(name=name, run=run, differentiably=differentiably)
 
 
 def is_usable() -> bool:
     """Whether one was built, and loads."""
-    return _module() is not None
+    return module() is not None
 
 
 def forget() -> None:
@@ -82,7 +91,8 @@ def forget() -> None:
     _loaded.cache_clear()
 
 
-def _module() -> Any:
+def module() -> Any:
+    """The one that there is; None where none was built, or where it does not load."""
     return _loaded(env.launcher() or default_path())
 
 
@@ -112,4 +122,5 @@ def _loaded(path: Path) -> Any:
 def _key() -> str:
     """Of what its binary depends on."""
     text = f"{torch.__version__} {torch.version.git_version} {sysconfig.get_config_var('SOABI')}"
-    return hashlib.sha256(text.encode() + _SOURCE.read_bytes()).hexdigest()[:16]
+    sources = b"".join(each.read_bytes() for each in sorted(_SOURCE.parent.iterdir()))
+    return hashlib.sha256(text.encode() + sources).hexdigest()[:16]

@@ -8,8 +8,7 @@ compiler can fuse with what stands around it.
 
 from __future__ import annotations
 
-import json
-import math
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +20,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ksearch.errors import KsearchError
 from ksearch.operators import registry
-from ksearch.operators.program import Input, Role, as_tuple
-from ksearch.operators.signature import NONE
-from ksearch.runtime import gradients
+from ksearch.operators.program import as_tuple
+from ksearch.runtime import gradients, mapped, schema
 from ksearch.runtime.autocast import Casts
+from ksearch.runtime.direct import Direct
 from ksearch.runtime.outputs import Outputs, as_result
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
     from ksearch.types import Option
 
-_TYPES = {bool: "bool", int: "int", float: "float", str: "str"}
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _OWN = "ksearch"
 _GRAPH = "ksearch_graph"
@@ -39,7 +37,7 @@ _GRAPH = "ksearch_graph"
 _is_alias_of: Callable[[torch.Tensor, torch.Tensor], bool] = getattr(torch._C, "_is_alias_of")  # noqa: B009
 
 _registered: dict[str, Registered] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
 _at_work = threading.local()
 
 
@@ -67,15 +65,16 @@ def register(op: Op, backing: Backing) -> Registered | None:
         outputs = op.template_op.outputs if op.template_op is not None else len(op.program().outputs)
     except KsearchError:
         return None
-    schema = f"{_arguments(op)} -> {_results(outputs)}"
+    takes, gives = schema.arguments(op), schema.results(outputs)
     with _lock:
         _at_work.registers = True
         try:
             found = _registered.get(op.name)
-            if found is not None and found.schema != schema:
+            if found is not None and found.schema != (takes, gives):
                 found.forget()
-            if found is None or found.schema != schema:
-                found = _registered[op.name] = Registered(op, schema)
+                found = None
+            if found is None:
+                found = _registered[op.name] = Registered(op, takes, gives)
             found.serve(op, backing)
         finally:
             _at_work.registers = False
@@ -85,37 +84,57 @@ def register(op: Op, backing: Backing) -> Registered | None:
 class Registered:
     """One op in PyTorch's dispatcher."""
 
-    def __init__(self, op: Op, schema: str) -> None:
-        """It can be called after `serve`."""
-        self.schema = schema
+    def __init__(self, op: Op, takes: str, gives: str) -> None:
+        """It can be called after `serve`. The two texts are its schema."""
+        self.schema = takes, gives
         name = self._name = op.name
         self._libraries = [torch.library.Library(space, "FRAGMENT") for space in (_OWN, _GRAPH)]
         own, graph = self._libraries
-        own.define(f"{name}{schema}", tags=_TAGS)
-        own.impl(name, self._run, "CPU")
-        own.impl(name, self._run, "CUDA")
+        own.define(f"{name}{takes} -> {gives}", tags=_TAGS)
+        # For any device, so that what the launcher starts may stand before them, on CPUs and GPUs alone.
+        own.impl(name, self._run, "CompositeExplicitAutograd")
         own.impl(name, self._differentiably, "Autograd", with_keyset=True)
         for kind in ("CPU", "CUDA"):
             own.impl(name, self._cast_for(kind), f"Autocast{kind}")
         torch.library.register_fake(f"{_OWN}::{name}", self.function, lib=own)
         torch.library.register_vmap(f"{_OWN}::{name}", self._mapped, lib=own)
-        graph.define(
-            f"{name}{_arguments(op, 'str winners')}{schema[schema.rindex(' -> ') :]}", tags=_TAGS[:1]
-        )
+        graph.define(f"{name}{schema.arguments(op, 'str winners')} -> {gives}", tags=_TAGS[:1])
         graph.impl(name, self._in_graph, "CompositeImplicitAutograd")
         self.overload = getattr(getattr(torch.ops, _OWN), name).default
         self.in_graph = getattr(getattr(torch.ops, _GRAPH), name).default
+        self._direct = Direct(self.overload, self._run, self._differentiably)
 
     def serve(self, op: Op, backing: Backing) -> None:
         """Calls are of this op from now on."""
         self._op = op
-        self._defaults = op.keywords(op.options)
         self._backing = backing
+        self.forget_kernels()
+        self._defaults = op.keywords(op.options)
         self._rule = gradients.rule_of(op)
         self._casts = Casts(self.function)
 
+    def learn(
+        self,
+        backing: Backing,
+        tensors: Sequence[torch.Tensor | None],
+        options: Mapping[str, Any],
+        started: Any,
+    ) -> None:
+        """Calls of tensors that look like these, with those options, may be started by that launcher."""
+        given = self._keywords(options)
+        values = tuple([None if schema.is_unwritten(value) else value for value in given.values()])
+        with _lock:  # else what was just taken over by another backing would run this one's kernel
+            if backing is self._backing:
+                self._direct.add(tuple(tensors), values, started)
+
+    def forget_kernels(self) -> None:
+        """Start nothing without Python until more is learned; with the launcher that there is now."""
+        with _lock:
+            self._direct.clear()
+
     def forget(self) -> None:
         """Take the op back."""
+        self._direct.close()
         for space, library in zip((_OWN, _GRAPH), self._libraries, strict=True):
             library._destroy()
             vars(getattr(torch.ops, space)).pop(self._name, None)
@@ -137,6 +156,10 @@ class Registered:
             found = self._backing.quickly(tensors, None)
             if not isinstance(found, str):
                 return found
+        return self._slowly(tensors, options)
+
+    def _slowly(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> Outputs:
+        """A call that is to be looked at."""
         results = as_tuple(self._backing(*tensors, **self._keywords(options)))
         return as_result(_apart(results, tensors))
 
@@ -165,13 +188,18 @@ class Registered:
     # ---- gradients --------------------------------------------------------------------------------------
 
     def _differentiably(self, keyset: Any, *tensors: torch.Tensor | None, **options: Option) -> Any:
+        # What is as in an earlier call wants no gradient, and is in no transform.
+        if not options and type(tensors[0]) is torch.Tensor and not torch._C._len_torch_dispatch_stack():
+            found = self._backing.quickly(tensors, None)
+            if not isinstance(found, str):
+                return found
         # A transform, or a forward derivative, goes through what PyTorch knows.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self.function(*tensors, **options)
         if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
             return _Differentiable.apply(self, keyset, options, *tensors)  # type: ignore[no-untyped-call]
         if torch._C._len_torch_dispatch_stack() == 0 and not any(map(_is_special, tensors)):
-            return self._run(*tensors, **options)  # where the dispatcher ends, too, 6 us later
+            return self._slowly(tensors, options)  # where the dispatcher ends, too, 6 us later
         with torch._C._AutoDispatchBelowAutograd():
             return self.below(keyset, tensors, options)
 
@@ -236,51 +264,8 @@ class Registered:
         return call
 
     def _mapped(self, info: Any, in_dims: Sequence[int | None], *tensors: Any, **options: Option) -> Any:
-        """One call with the mapped dim as the first, where that means the same; else a call for each."""
-        moved = self._moved(in_dims, tensors) if self._keeps_rows(options) else None
-        if moved is not None:
-            results = as_tuple(self.overload(*moved, **options))
-        else:  # PyTorch's own rules for what the function is made of cannot be asked from inside a rule
-            calls = []
-            for number in range(info.batch_size):
-                given = [
-                    each if dim is None else each.select(dim, number)
-                    for each, dim in zip(tensors, in_dims, strict=True)
-                ]
-                calls.append(as_tuple(self.overload(*given, **options)))
-            results = tuple(torch.stack(each) for each in zip(*calls, strict=True))
-        return as_result(results), 0 if len(results) == 1 else (0,) * len(results)
-
-    def _keeps_rows(self, options: Mapping[str, Any]) -> bool:
-        """Whether rows are apart, so that one more dim of them means the same."""
-        if self._op.template_op is not None:
-            return True
-        program = self._op.program(**self._keywords(options))
-        return bool(program.over) and not (program.is_total or program.groups or program.has_channels)
-
-    def _moved(self, in_dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any] | None:
-        if in_dims[0] is None:
-            return None
-        count = tensors[0].shape[in_dims[0]]
-        rank = tensors[0].dim() - 1
-        moved: list[Any] = []
-        for place, (tensor, dim, item) in enumerate(zip(tensors, in_dims, self._op.inputs, strict=False)):
-            if tensor is None:
-                moved.append(None)
-            elif dim is not None and tensor.dim() - 1 == rank and (not place or self._has_rows(item)):
-                moved.append(tensor.movedim(dim, 0))
-            elif dim is None and (tensor.dim() <= 1 or item.role.is_operand):
-                moved.append(tensor)
-            elif dim is None and tensor.dim() == rank:
-                moved.append(tensor.expand(count, *tensor.shape))
-            else:
-                return None
-        return moved if rank else None
-
-    def _has_rows(self, item: Input) -> bool:
-        """Whether one more dim of rows means for it what it does for the op: a weight for each is none."""
-        allowed = self._op.choices.get(item.name, (item.role,))
-        return not {Role.FULL, Role.COLUMN, Role.INDEX, Role.MASK}.isdisjoint(allowed)
+        function = functools.partial(self.overload, **options)
+        return mapped.call(self._op, function, info.batch_size, in_dims, tensors, self._keywords(options))
 
 
 class _Differentiable(torch.autograd.Function):
@@ -338,29 +323,7 @@ registry.observers.append(_renew)
 def _after_fork() -> None:
     """Another thread may have held the lock when the process was forked."""
     global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _results(count: int) -> str:
-    return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
-
-
-def _arguments(op: Op, *more: str) -> str:
-    """Of the schema: tensors by position, options by name."""
-    tensors = [
-        f"Tensor? {item.name}=None" if NONE in op.choices.get(item.name, ()) else f"Tensor {item.name}"
-        for item in op.inputs
-    ]
-    named = [_option(name, default) for name, default in op.keywords(op.options).items()]
-    named += more
-    return f"({', '.join([*tensors, '*', *named] if named else tensors)})"
-
-
-def _option(name: str, default: Option) -> str:
-    kind = _TYPES[type(default)]
-    if isinstance(default, float) and not math.isfinite(default):
-        return f"{kind}? {name}=None"
-    return f"{kind} {name}={json.dumps(default) if isinstance(default, str) else default}"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from ksearch.database import check_current, explain, garbled, open_readonly
 from ksearch.errors import StoreError
-from ksearch.records import UNREADABLE, check_certificate, check_kernel, check_near, check_workload
+from ksearch.records import UNREADABLE, check_answer, check_certificate, check_near, check_workload
 from ksearch.runtime.region import Neighbour
 from ksearch.types import Launch, Target, Winner, Workload
 
@@ -75,9 +75,11 @@ class _Certificate(Mapping[str, Any]):
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        with _readable(self._path, self._workload):
+        try:
             found: dict[str, Any] = json.loads(self._text)
             check_certificate(found)
+        except UNREADABLE as error:
+            raise _unreadable(self._path, self._workload, error) from error
         return found
 
     def __getitem__(self, name: str) -> Any:
@@ -107,12 +109,11 @@ def find(path: Path, workload: Workload, target: Target) -> Found:
 
     Raises LookupError where there is none, StoreError where the file cannot be read or is of another version.
     """
-    with _opened(path) as database:
-        row = database.connection.execute(_WINNER, (workload.key, target.key)).fetchone()
-    if row is None:
+    rows = _rows(path, _WINNER, (workload.key, target.key))
+    if not rows:
         raise LookupError(f"no winner for it in {path}")
-    config, launch, artifact, time_us, baseline_us, ceiling_us, certificate, created, binary = row
-    with _readable(path, workload):
+    config, launch, artifact, time_us, baseline_us, ceiling_us, certificate, created, binary = rows[0]
+    try:
         winner = Winner(
             workload=workload,
             target=target,
@@ -125,22 +126,23 @@ def find(path: Path, workload: Workload, target: Target) -> Found:
             certificate=_Certificate(path, workload, certificate),
             created=created,
         )
-        return Found(check_kernel(winner), binary)
+        return Found(check_answer(winner), binary)
+    except UNREADABLE as error:
+        raise _unreadable(path, workload, error) from error
 
 
 def neighbours(path: Path, workload: Workload) -> list[Neighbour]:
     """Kernels of the same op, dtype and row length, on any target. Raises LookupError where there is no file,
     StoreError."""
-    with _opened(path) as database:
-        if database.version < _WITH_INNER:
-            return []
-        region = (workload.op, workload.cols, workload.inner, workload.dtype)
-        rows = database.connection.execute(_NEIGHBOURS, region).fetchall()
-    with _readable(path, workload.op):
+    region = (workload.op, workload.cols, workload.inner, workload.dtype)
+    rows = _rows(path, _NEIGHBOURS, region, oldest=_WITH_INNER)
+    try:
         return [
             Neighbour(_workload(*facts), read_target(key), float(speedup), most_rows or 0, _near(near))
             for key, speedup, most_rows, near, *facts in rows
         ]
+    except UNREADABLE as error:
+        raise _unreadable(path, workload.op, error) from error
 
 
 def stored(path: Path, op: str, *, kernels: bool = False) -> list[tuple[Workload, Target]]:
@@ -148,29 +150,22 @@ def stored(path: Path, op: str, *, kernels: bool = False) -> list[tuple[Workload
 
     Raises LookupError where there is no file, StoreError.
     """
-    with _opened(path) as database:
-        if database.version < _WITH_INNER:
-            return []
-        rows = database.connection.execute(_STORED, (op, kernels)).fetchall()
-    with _readable(path, op):
+    rows = _rows(path, _STORED, (op, kernels), oldest=_WITH_INNER)
+    try:
         return [(_workload(*facts), read_target(key)) for key, *facts in rows]
+    except UNREADABLE as error:
+        raise _unreadable(path, op, error) from error
 
 
 def newest(path: Path) -> int:
     """The number of the winner that came last; 0 where there is none. Raises as `stored`."""
-    with _opened(path) as database:
-        return database.connection.execute(_NEWEST).fetchone()[0] or 0
+    ((number,),) = _rows(path, _NEWEST)
+    return number or 0
 
 
-@contextmanager
-def _readable(path: Path, what: str | Workload) -> Iterator[None]:
-    """What the rows of a winner do not mean inside comes out as StoreError."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise StoreError(
-            f"database {path} is damaged: a winner for {what} does not read ({error})"
-        ) from error
+def _unreadable(path: Path, what: str | Workload, error: BaseException) -> StoreError:
+    """Where the rows of a winner do not mean anything."""
+    return StoreError(f"database {path} is damaged: a winner for {what} does not read ({error})")
 
 
 def read_target(key: str) -> Target:
@@ -204,13 +199,20 @@ def _near(text: str | None) -> Any:
 # ---- connections -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[_Open]:
-    """The file, for one thread at a time. What SQLite reports inside comes out as StoreError, and the file is
-    opened anew the next time. Raises LookupError where there is none."""
+def _rows(
+    path: Path, query: str, values: tuple[Any, ...] = (), *, oldest: int = _OLDEST
+) -> list[tuple[Any, ...]]:
+    """What the query gives, one thread at a time; nothing where the file is older than `oldest`.
+
+    Raises LookupError where there is no file, and StoreError for what SQLite reports: then the file is opened
+    anew the next time.
+    """
     with _lock:
         try:
-            yield _at(path)
+            database = _at(path)
+            if database.version < oldest:
+                return []
+            return database.connection.execute(query, values).fetchall()
         except (sqlite3.Error, StoreError, UnicodeDecodeError) as error:
             _close(path)
             if isinstance(error, sqlite3.Error):
@@ -226,7 +228,7 @@ def _at(path: Path) -> _Open:
         facts = path.stat()
     except OSError:
         facts = None
-    if facts is None or not path.is_file():
+    if facts is None or not stat.S_ISREG(facts.st_mode):
         _close(path)
         raise LookupError(f"no database at {path}")
     # Commits go to the log beside it, so the file itself is changed by a checkpoint, now and then.
