@@ -67,6 +67,51 @@ class LayerNorm(_Module, nn.LayerNorm):
         return (input, self.normalized_shape, self.weight, self.bias, self.eps), {}
 
 
+class GroupNorm(_Module, nn.GroupNorm):
+    op = "groupnorm"
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (input, self.num_groups, self.weight, self.bias, self.eps), {}
+
+
+class _BatchNorm(_Module):
+    """A kernel in evaluation, with the statistics that were kept.
+
+    In training, and where none are kept, PyTorch's own: it is the module that keeps them, a kernel has no
+    outputs of another shape than its result's, and a gradient would be PyTorch's anyway.
+    """
+
+    op = "batchnorm"
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter
+    eps: float
+
+    def arguments(self, input: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        statistics = self.running_mean, self.running_var
+        return (input, *statistics, self.weight, self.bias, False, 0.0, self.eps), {}
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training or self.running_mean is None:
+            result: Tensor = super(_Module, self).forward(input)
+            return result
+        self._check_input_dim(input)  # type: ignore[operator]  # of torch's class
+        return super().forward(input)
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    pass
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    pass
+
+
 class Linear(_Module, nn.Linear):
     op = "linear"
 

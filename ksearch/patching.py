@@ -22,6 +22,10 @@ from ksearch.runtime import dispatcher, known
 from ksearch.runtime.handle import Handle
 from ksearch.types import Target, Workload
 
+_NORMS_OF_CHANNELS = (torch.nn.GroupNorm, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+_ATTRIBUTES = {"groups": "num_groups"}
+"""Of modules, by the option that each is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -192,11 +196,13 @@ def _may_fit(workload: Workload, module: torch.nn.Module, own: torch.nn.Paramete
         fits = tuple(module.normalized_shape) == (workload.cols,)
     elif isinstance(module, torch.nn.Softmax | torch.nn.LogSoftmax):
         fits = module.dim in (-1, len(workload.shape) - 1)
+    elif isinstance(module, _NORMS_OF_CHANNELS):
+        fits = getattr(module, "num_features", getattr(module, "num_channels", 0)) == workload.channels
     else:
         fits = True
     op = operators.get(workload.op)
     for name, value in workload.options:
-        held = getattr(module, name, None)
+        held = getattr(module, _ATTRIBUTES.get(name, name), None)
         if name in op.choices:
             fits &= (held is None) == (value == NONE)
         else:

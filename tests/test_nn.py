@@ -18,9 +18,12 @@ from tests.runtime.conftest import FakeBackend, backend, promote  # noqa: F401  
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Softmax": (-1,), "LogSoftmax": (-1,), "RMSNorm": (8, 1e-6), "LayerNorm": (8,), "Linear": (8, 5),
     "GELU": ("tanh",), "LeakyReLU": (0.2,), "ELU": (0.5,), "Hardtanh": (-2, 1), "Softplus": (2, 5),
+    "GroupNorm": (2, 8), "BatchNorm1d": (8,), "BatchNorm2d": (8,), "BatchNorm3d": (8,),
 }  # fmt: skip
 INPLACE = ("LeakyReLU", "ELU", "Hardtanh", "ReLU", "SELU", "SiLU", "Mish", "Hardsigmoid", "Hardswish")
 SHAPE = (4, 8)
+SHAPES = {"BatchNorm2d": (4, 8, 3, 5), "BatchNorm3d": (4, 8, 2, 3, 5)}
+"""Of modules that take no other."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +71,7 @@ def test_answers_and_gradients_are_torchs(name: str) -> None:
     assert repr(ours) == repr(theirs)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     for copied in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        x = torch.randn(SHAPE, requires_grad=True)
+        x = torch.randn(SHAPES.get(name, SHAPE), requires_grad=True)
         found, wanted = copied(x), theirs(x)
         torch.testing.assert_close(found, wanted)
         grad = torch.randn_like(wanted)
@@ -77,6 +80,43 @@ def test_answers_and_gradients_are_torchs(name: str) -> None:
             torch.autograd.grad(found, inputs, grad),
             torch.autograd.grad(wanted, [x, *theirs.parameters()], grad),
         )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
+def test_a_batch_norm_keeps_its_statistics_as_torchs_does(name: str, kept: bool) -> None:
+    ours, theirs = made(name, track_running_stats=kept, momentum=None)
+    for _ in range(3):
+        x = torch.randn(SHAPES.get(name, SHAPE)) * 3 + 1
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+    wanted = theirs.state_dict()
+    assert ("num_batches_tracked" in wanted) == kept
+    for key, value in ours.state_dict().items():
+        torch.testing.assert_close(value, wanted[key], rtol=0, atol=0)
+    for each in (ours, theirs):
+        each.eval()
+    torch.testing.assert_close(ours(x), theirs(x))
+    with pytest.raises(ValueError, match="expected"):
+        ours(x[None, None])
+
+
+def test_a_batch_norm_runs_a_kernel_in_evaluation_alone(backend: FakeBackend) -> None:  # noqa: F811
+    shape = SHAPES["BatchNorm2d"]
+    promote("batchnorm", shape)
+    ours, theirs = made("BatchNorm2d")
+    x = torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+        assert (ours.eval()(x) == 42).all()
+        report = ksearch.patch(theirs, x)
+        assert report.swapped == ("",)
+        assert theirs.training
+        torch.testing.assert_close(theirs(x), ours.train()(x), rtol=0, atol=0)
+        assert (theirs.eval()(x) == 42).all()
+        report.undo()
+        assert type(theirs) is nn.BatchNorm2d
+        assert ksearch.patch(theirs).swapped == ("",)
+        assert ksearch.patch(nn.BatchNorm2d(9)).swapped == (), "of as many channels as a winner has"
 
 
 @pytest.mark.parametrize("name", INPLACE)

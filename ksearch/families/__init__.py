@@ -22,6 +22,8 @@ from ksearch.families.scan_cpu import ScanCpu
 from ksearch.families.scan_cuda import ScanCuda
 from ksearch.families.strided_cpu import StridedCpu
 from ksearch.families.strided_cuda import StridedCuda
+from ksearch.families.strided_scan_cpu import StridedScanCpu
+from ksearch.families.strided_scan_cuda import StridedScanCuda
 
 if TYPE_CHECKING:
     from ksearch.operators import Op
@@ -39,6 +41,8 @@ _FAMILIES: dict[tuple[str, str], Family] = {
     ("scan", "cpu"): ScanCpu(),
     ("strided", "cpu"): StridedCpu(),
     ("strided", "cuda"): StridedCuda(),
+    ("strided_scan", "cpu"): StridedScanCpu(),
+    ("strided_scan", "cuda"): StridedScanCuda(),
     ("linear", "cpu"): LinearCpu(),
     ("linear", "cuda"): LinearCuda(),
 }

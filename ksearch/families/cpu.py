@@ -55,6 +55,23 @@ def is_filled(config: Config, cols: int) -> bool:
     return unroll == 1 or int(config["simd"]) // 4 * unroll <= cols
 
 
+def is_shared_out(config: Config, workload: Workload, split_cols: int) -> bool:
+    """Whether each thread has rows enough for its tasks; with `split` whether rows, of at least `split_cols`
+    columns, are so few that all threads share each."""
+    threads, rows_per_task = int(config["threads"]), int(config["rows_per_task"])
+    if config["split"]:
+        return (
+            threads > 1 and workload.cols >= split_cols and workload.rows < 4 * threads and rows_per_task == 0
+        )
+    return rows_per_task == 0 or (threads > 1 and rows_per_task * threads <= workload.rows)
+
+
+def is_block(config: Config, stride: int) -> bool:
+    """Whether a task of neighbouring rows has whole vectors, and less than twice the rows that there are."""
+    block, width = int(config["block"]), int(config["simd"]) // 4
+    return block >= width and (block == width or block < 2 * stride)
+
+
 def launch(config: Config, workload: Workload) -> Launch:
     """Any address of an element will do: loads are unaligned, streamed stores peel to alignment."""
     most_rows = ANY_ROWS if workload.over else 1

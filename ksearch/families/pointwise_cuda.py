@@ -7,17 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ksearch.families import cuda
 from ksearch.families.base import Space
 from ksearch.families.channels import channel_variables
-from ksearch.families.cuda import (
-    LOADS,
-    STORES,
-    THREADS_PER_SM,
-    common_variables,
-    math_axis,
-    register_cap,
-    vectors,
-)
 from ksearch.operators.program import Program
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
@@ -37,21 +29,23 @@ class PointwiseCuda:
             block, vec, unroll, min_blocks = (
                 int(config[n]) for n in ("block", "vec", "unroll", "min_blocks")
             )
-            if block * min_blocks > THREADS_PER_SM or (unroll > 1 and block * vec * (unroll // 2) >= numel):
+            if block * min_blocks > cuda.THREADS_PER_SM or (
+                unroll > 1 and block * vec * (unroll // 2) >= numel
+            ):
                 return False
             words = unroll * max(1, vec * itemsize // 4) * reads + vec * len(program.outputs)
-            return words + SPARE_REGISTERS <= register_cap(block, min_blocks)
+            return words + SPARE_REGISTERS <= cuda.register_cap(block, min_blocks)
 
         return Space(
             axes={
                 "block": (64, 128, 256, 512, 1024),
-                "vec": vectors(numel, itemsize),
+                "vec": cuda.vectors(numel, itemsize),
                 "unroll": (1, 2, 4, 8),
                 "grid": ("one_shot", "persistent"),
                 "min_blocks": (1, 2, 4),
             },
             is_valid=is_valid,
-            free={"load": LOADS, "store": (*STORES, "cg"), "math": math_axis(program)},
+            free={"load": cuda.LOADS, "store": (*cuda.STORES, "cg"), "math": cuda.math_axis(program)},
         )
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
@@ -59,7 +53,7 @@ class PointwiseCuda:
         vec = 16 // workload.itemsize
         base: dict[str, ConfigValue] = {
             "block": 128, "vec": vec, "unroll": workload.itemsize, "grid": "one_shot", "min_blocks": 1,
-            "load": "default", "store": "cg", "math": math_axis(program)[0],
+            "load": "default", "store": "cg", "math": cuda.math_axis(program)[0],
         }  # fmt: skip
         return [
             base,
@@ -84,7 +78,7 @@ class PointwiseCuda:
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
         return {
-            **common_variables(program),
+            **cuda.common_variables(program),
             **channel_variables(program, workload),
             "schedule": program.schedule(),
         }

@@ -22,12 +22,7 @@ class ReductionCpu:
         has_online = Kind.SUM_EXP in program.online_kinds
 
         def is_valid(config: Config) -> bool:
-            threads, rows_per_task = int(config["threads"]), int(config["rows_per_task"])
-            if not cpu.is_filled(config, cols):
-                return False
-            if config["split"]:
-                return threads > 1 and cols > _PART and rows < 4 * threads and rows_per_task == 0
-            return rows_per_task == 0 or (threads > 1 and rows_per_task * threads <= rows)
+            return cpu.is_filled(config, cols) and cpu.is_shared_out(config, workload, _PART + 1)
 
         return Space(
             axes={

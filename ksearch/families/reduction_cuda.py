@@ -10,8 +10,8 @@ import math
 import re
 from typing import Any
 
+from ksearch.families import cuda
 from ksearch.families.base import Rule, Space
-from ksearch.families.cuda import LOADS, THREADS_PER_SM, common_variables, math_axis, register_cap, vectors
 from ksearch.families.rowwise_cuda import means_of, schedule_of, width_of
 from ksearch.operators.program import Program, Reduction, Role, Schedule, Stage
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
@@ -63,7 +63,7 @@ class ReductionCuda:
             block, min_blocks = int(config["threads"]) * int(config["rows"]), int(config["min_blocks"])
             parts = int(config["parts"])
             has_slots = parts == 1 or all_rows * parts <= _IN_TURN * min_blocks * units
-            return block * min_blocks <= THREADS_PER_SM and has_slots
+            return block * min_blocks <= cuda.THREADS_PER_SM and has_slots
 
         def is_gridded(config: Config) -> bool:
             if config["parts"] != 1 or program.is_total:  # memory that stays is that of a persistent grid
@@ -71,7 +71,7 @@ class ReductionCuda:
             return config["grid"] == "one_shot" or all_rows > int(config["rows"]) * units
 
         def has_registers(config: Config) -> bool:
-            cap = register_cap(int(config["threads"]) * int(config["rows"]), int(config["min_blocks"]))
+            cap = cuda.register_cap(int(config["threads"]) * int(config["rows"]), int(config["min_blocks"]))
             return registers(config, program, itemsize) <= cap
 
         shape = ("threads", "rows", "parts")
@@ -80,7 +80,7 @@ class ReductionCuda:
                 "threads": tuple(t for t in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if t <= cols),
                 "rows": tuple(r for r in (1, 2, 4, 8, 16, 32, 64, 128, 256) if r == 1 or cols <= 16384),
                 "parts": (1,) if has_stages else parts_of(all_rows, units),
-                "vec": vectors(cols, itemsize),
+                "vec": cuda.vectors(cols, itemsize),
                 "unroll": (1, 2, 4, 8, 16),
                 "min_blocks": (1, 2, 4, 8, 16),
                 "grid": ("one_shot", "persistent"),
@@ -98,7 +98,7 @@ class ReductionCuda:
                 ),
                 Rule(("threads", "rows", "vec", "unroll", "min_blocks", "reduction"), has_registers),
             ),
-            free={"load": LOADS, "math": math_axis(program)},
+            free={"load": cuda.LOADS, "math": cuda.math_axis(program)},
         )
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
@@ -107,7 +107,7 @@ class ReductionCuda:
         vec = 16 // itemsize
         base: dict[str, ConfigValue] = {
             "rows": 1, "parts": 1, "vec": vec, "unroll": 4, "min_blocks": 1, "load": "nc",
-            "grid": "persistent" if program.is_total else "one_shot", "math": math_axis(program)[0],
+            "grid": "persistent" if program.is_total else "one_shot", "math": cuda.math_axis(program)[0],
             "reduction": "online" if program.online_kinds else "two_step",
         }  # fmt: skip
         per_row = max(1, -(-cols // vec))
@@ -154,7 +154,7 @@ class ReductionCuda:
     ) -> dict[str, Any]:
         schedule = schedule_of(config, program)
         return {
-            **common_variables(program),
+            **cuda.common_variables(program),
             "index_inputs": [item.name for item in program.inputs if item.role is Role.INDEX],
             "output_dtypes": program.output_dtypes(workload.dtype),
             "schedule": schedule,

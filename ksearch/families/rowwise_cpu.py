@@ -33,14 +33,11 @@ class RowwiseCpu:
         is_per_row = all(program.per_row)  # then there is too little to store to go past the caches with
 
         def is_valid(config: Config) -> bool:
-            threads, rows_per_task = int(config["threads"]), int(config["rows_per_task"])
             if not cpu.is_filled(config, cols) or not cpu.is_streamable(config, workload):
                 return False
             if config["keep"] and config["reduction"] == "online":
                 return False
-            if config["split"]:
-                return threads > 1 and cols >= _SPLIT_COLS and rows < 4 * threads and rows_per_task == 0
-            return rows_per_task == 0 or (threads > 1 and rows_per_task * threads <= rows)
+            return cpu.is_shared_out(config, workload, _SPLIT_COLS)
 
         return Space(
             axes={

@@ -10,18 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ksearch.families import kept
+from ksearch.families import cuda, kept
 from ksearch.families.base import Space
 from ksearch.families.channels import channel_variables
-from ksearch.families.cuda import (
-    CLUSTER_ARCH,
-    LOADS,
-    STORES,
-    common_variables,
-    compute_capability,
-    math_axis,
-    vectors,
-)
 from ksearch.families.rowwise_limits import Limits, buffer_bytes, buffers, is_bulk, items, weight_bytes
 from ksearch.operators.program import Kind, Program, Role, Schedule, Stage
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
@@ -36,9 +27,9 @@ class RowwiseCuda:
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
         cols, itemsize, units = workload.cols, workload.itemsize, target.units
-        capability = compute_capability(target.arch)
-        clusters = CLUSTERS if capability >= CLUSTER_ARCH else (1,)
-        bulk = capability >= CLUSTER_ARCH and cols * itemsize % 16 == 0 and not workload.segment
+        capability = cuda.compute_capability(target.arch)
+        clusters = CLUSTERS if capability >= cuda.CLUSTER_ARCH else (1,)
+        bulk = capability >= cuda.CLUSTER_ARCH and cols * itemsize % 16 == 0 and not workload.segment
         reads = max(1, sum(1 for i in program.inputs if i.role is Role.FULL))
         weights = sum(1 for i in program.inputs if i.role is Role.ROW)
         has_kept = kept.find(program.schedule(program.online_kinds), Kind.SUM_EXP) is not None
@@ -62,7 +53,7 @@ class RowwiseCuda:
                     for n in sorted({1, 4, 8, 16, 32, units // 4, units // 2, units, 2 * units})
                     if n == 1 or (n > 1 and cols * itemsize >= 8192 * n and workload.rows * n <= 8 * units)
                 ),
-                "vec": tuple(v for v in vectors(cols, itemsize) if workload.segment % v == 0),
+                "vec": tuple(v for v in cuda.vectors(cols, itemsize) if workload.segment % v == 0),
                 "storage": ("registers", "shared", "global") if bulk else ("registers", "global"),
                 "prefetch": (0, 1, 2) if bulk else (0,),
                 "min_blocks": (1, 2, 3, 4),
@@ -71,12 +62,12 @@ class RowwiseCuda:
                 "weights": weight_places(weights > 0, bulk),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
                 "keep": (False, True) if has_kept or (itemsize == 2 and is_read_again) else (False,),
-                "math": math_axis(program),
+                "math": cuda.math_axis(program),
             },
             rules=limits.rules(),
             free={
-                "load": (*LOADS, "retain") if is_read_again else LOADS,
-                "store": STORES[:1] if is_per_row else STORES,
+                "load": (*cuda.LOADS, "retain") if is_read_again else cuda.LOADS,
+                "store": cuda.STORES[:1] if is_per_row else cuda.STORES,
             },
             matters=lambda config: has_load_policy(config, itemsize, has_late),
         )
@@ -89,11 +80,13 @@ class RowwiseCuda:
             "rows": 1, "cluster": 1, "split": 1, "vec": vec, "storage": "registers", "prefetch": 0,
             "order": "static", "weights": "global", "unroll": 1, "min_blocks": 1, "keep": False,
             "reduction": "online" if program.online_kinds else "two_step",
-            "load": "default", "store": "default", "math": math_axis(program)[0],
+            "load": "default", "store": "default", "math": cuda.math_axis(program)[0],
         }  # fmt: skip
         per_thread = max(1, row_bytes // 16)
         has_weights = any(i.role is Role.ROW for i in program.inputs)
-        has_early = has_weights and row_bytes % 16 == 0 and compute_capability(target.arch) >= CLUSTER_ARCH
+        has_early = (
+            has_weights and row_bytes % 16 == 0 and cuda.compute_capability(target.arch) >= cuda.CLUSTER_ARCH
+        )
         shared: dict[str, ConfigValue] = {"storage": "shared", "weights": "shared"}
         if row_bytes <= 4096:  # a warp or less a row, several rows a block
             threads = min(32, max(4, 2 ** round(math.log2(per_thread / 4))))
@@ -107,7 +100,7 @@ class RowwiseCuda:
             {**base, "threads": 384, "min_blocks": 2, "reduction": "two_step"},
             {**base, "threads": 2 * threads, "reduction": "two_step", "storage": "shared", "unroll": 2},
         ]
-        if compute_capability(target.arch) < CLUSTER_ARCH:
+        if cuda.compute_capability(target.arch) < cuda.CLUSTER_ARCH:
             loops = [{**base, "threads": 1024, "storage": "global", "unroll": unroll} for unroll in (4, 2)]
             return blocks if row_bytes <= 131072 else loops
         clusters: list[dict[str, ConfigValue]] = [
@@ -172,7 +165,7 @@ class RowwiseCuda:
         schedule = schedule_of(config, program)
         found = kept.find(schedule, Kind.SUM_EXP) if config["keep"] else None
         return {
-            **common_variables(program),
+            **cuda.common_variables(program),
             "schedule": schedule,
             "widths": [width_of(stage) for stage in schedule.stages],
             "means_of": means_of,
@@ -251,4 +244,4 @@ def has_load_policy(config: Config, itemsize: int, has_late: bool) -> bool:
     """Whether the load policy changes anything; `has_late`: some input is read at the store only."""
     if config["load"] == "retain":  # only what is read twice can stay, and only whole vectors know how
         return config["storage"] == "global" and int(config["vec"]) * itemsize == 16
-    return config["load"] == LOADS[0] or not is_bulk(config) or has_late  # bulk copies take no policy
+    return config["load"] == cuda.LOADS[0] or not is_bulk(config) or has_late  # bulk copies take no policy

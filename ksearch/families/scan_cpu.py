@@ -6,8 +6,8 @@ from typing import Any
 
 from ksearch.families import cpu
 from ksearch.families.base import Space, nearest
-from ksearch.families.scan_cuda import mask_inputs, parts
-from ksearch.operators.program import SCANNED, Program
+from ksearch.families.scan_cuda import parts, scan_variables
+from ksearch.operators.program import Program
 from ksearch.types import Config, ConfigValue, Launch, Target, Workload
 
 _SPLIT_COLS = 65536
@@ -19,19 +19,13 @@ class ScanCpu:
     template = "cpu/scan.cpp.j2"
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
-        cols, rows = workload.cols, workload.rows
-
         def is_valid(config: Config) -> bool:
-            threads, rows_per_task = int(config["threads"]), int(config["rows_per_task"])
-            if not cpu.is_streamable(config, workload):
-                return False
-            if config["split"]:
-                return threads > 1 and cols >= _SPLIT_COLS and rows < 4 * threads and rows_per_task == 0
-            return rows_per_task == 0 or (threads > 1 and rows_per_task * threads <= rows)
+            is_streamable = cpu.is_streamable(config, workload)
+            return is_streamable and cpu.is_shared_out(config, workload, _SPLIT_COLS)
 
         return Space(
             axes={
-                "simd": cpu.simd_bytes(target, cols),
+                "simd": cpu.simd_bytes(target, workload.cols),
                 "threads": cpu.thread_counts(workload, target),
                 "rows_per_task": (0, 1, 4, 16),
                 # A product of thousands of elements is 0 where their scan is not.
@@ -57,12 +51,4 @@ class ScanCpu:
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
-        before, after = (part.schedule() for part in program.around_scan)
-        return {
-            **cpu.common_variables(program, workload),
-            **parts(program),
-            "mask_inputs": mask_inputs(program),
-            "before": before,
-            "after": after,
-            "after_inputs": [name for name in after.output_inputs if name != SCANNED],
-        }
+        return {**cpu.common_variables(program, workload), **scan_variables(program)}

@@ -9,16 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ksearch.families import cuda
 from ksearch.families.base import Rule, Space, nearest
-from ksearch.families.cuda import (
-    LOADS,
-    STORES,
-    THREADS_PER_SM,
-    common_variables,
-    math_axis,
-    register_cap,
-    vectors,
-)
 from ksearch.operators.program import SCANNED, Program, Role
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
@@ -47,11 +39,11 @@ class ScanCuda:
                     for n in sorted(splits)
                     if n == 1 or (n > 1 and cols * itemsize >= 4096 * n and workload.rows * n <= 8 * units)
                 ),
-                "vec": vectors(cols, itemsize),
+                "vec": cuda.vectors(cols, itemsize),
                 "items": (1, 2, 4, 8),
                 "prefetch": (False, True),
                 "min_blocks": (1, 2, 4, 8),
-                "math": math_axis(program),
+                "math": cuda.math_axis(program),
             },
             rules=(
                 Rule(("threads", "rows"), limits.is_block),
@@ -60,7 +52,7 @@ class ScanCuda:
                 Rule((*shape, "prefetch"), limits.goes_on),
                 Rule((*shape, "prefetch", "min_blocks", "math"), limits.has_room),
             ),
-            free={"load": LOADS, "store": STORES},
+            free={"load": cuda.LOADS, "store": cuda.STORES},
         )
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
@@ -68,11 +60,11 @@ class ScanCuda:
         return nearest(self.space(program, workload, target), *self._wishes(program, workload, target))
 
     def _wishes(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
-        cols, vec = workload.cols, max(v for v in vectors(workload.cols, workload.itemsize))
+        cols, vec = workload.cols, max(v for v in cuda.vectors(workload.cols, workload.itemsize))
         reads = sum(1 for item in program.inputs if item.role is Role.FULL)
         base: dict[str, ConfigValue] = {
             "threads": 256, "rows": 1, "split": 1, "vec": vec, "items": 2, "prefetch": True,
-            "min_blocks": 4 if reads == 1 else 2, "math": math_axis(program)[0],
+            "min_blocks": 4 if reads == 1 else 2, "math": cuda.math_axis(program)[0],
             "load": "default", "store": "default",
         }  # fmt: skip
         if cols <= 128 * vec:
@@ -113,15 +105,10 @@ class ScanCuda:
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
-        before, after = (part.schedule() for part in program.around_scan)
         threads, split = int(config["threads"]), int(config["split"])
         return {
-            **common_variables(program),
-            **parts(program),
-            "mask_inputs": mask_inputs(program),
-            "before": before,
-            "after": after,
-            "after_inputs": [name for name in after.output_inputs if name != SCANNED],
+            **cuda.common_variables(program),
+            **scan_variables(program),
             "warps": max(1, threads // 32),
             "turns": -(-workload.cols // (threads * int(config["items"]) * int(config["vec"]) * split)),
             "workspace_bytes": _workspace_bytes(split),
@@ -132,6 +119,19 @@ def parts(program: Program) -> dict[str, Any]:
     """The `kind` of the scan, sum or prod; whether it is `reverse`, and `exclusive`."""
     words = program.scan.op.split("_") if program.scan is not None else []
     return {"kind": words[1], "reverse": "reverse" in words, "exclusive": "exclusive" in words}
+
+
+def scan_variables(program: Program, *, wide: bool = False) -> dict[str, Any]:
+    """What the templates of scans read; `wide`: lanes are rows."""
+    before, after = (part.schedule(wide=wide) for part in program.around_scan)
+    return {
+        **parts(program),
+        "mask_inputs": mask_inputs(program),
+        "before": before,
+        "after": after,
+        "after_inputs": [name for name in after.output_inputs if name != SCANNED],
+        "wide": wide,
+    }
 
 
 def mask_inputs(program: Program) -> list[str]:
@@ -153,7 +153,7 @@ class Limits:
         self._outputs = len(program.outputs)
         self._masks = len(mask_inputs(program))
         self._others = len(program.inputs) - self._reads - self._masks
-        self._has_functions = len(math_axis(program)) > 1
+        self._has_functions = len(cuda.math_axis(program)) > 1
         self._words = 2 if parts(program)["kind"] == "prod" else 1
 
     def is_block(self, config: Config) -> bool:
@@ -190,7 +190,9 @@ class Limits:
     def has_room(self, config: Config) -> bool:
         block, min_blocks = int(config["threads"]) * int(config["rows"]), int(config["min_blocks"])
         split = int(config["split"])
-        if block * min_blocks > THREADS_PER_SM or (split > 1 and split > min_blocks * self._target.units):
+        if block * min_blocks > cuda.THREADS_PER_SM or (
+            split > 1 and split > min_blocks * self._target.units
+        ):
             return False
         return self.slack(config) >= 0
 
@@ -212,4 +214,4 @@ class Limits:
         if self._has_functions and config["math"] == "exact":
             words += 8
         block = int(config["threads"]) * int(config["rows"])
-        return register_cap(block, int(config["min_blocks"])) - words - SPARE_REGISTERS
+        return cuda.register_cap(block, int(config["min_blocks"])) - words - SPARE_REGISTERS

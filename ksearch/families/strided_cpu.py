@@ -22,10 +22,7 @@ class StridedCpu:
         is_per_row = all(program.per_row)
 
         def is_valid(config: Config) -> bool:
-            block, width = int(config["block"]), int(config["simd"]) // 4
-            if not cpu.is_streamable(config, workload) or block < width:
-                return False
-            if block > width and block >= 2 * stride:
+            if not cpu.is_streamable(config, workload) or not cpu.is_block(config, stride):
                 return False
             return config["tasks"] == "static" or int(config["threads"]) > 1
 

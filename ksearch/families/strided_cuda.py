@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ksearch.families import cuda
 from ksearch.families.base import Rule, Space, nearest
-from ksearch.families.cuda import (
-    LOADS,
-    STORES,
-    THREADS_PER_SM,
-    common_variables,
-    math_axis,
-    register_cap,
-    vectors,
-)
 from ksearch.families.reduction_cuda import word_of, words_of
 from ksearch.families.rowwise_cuda import cached_inputs, means_of, schedule_of
 from ksearch.operators.program import Program, Role
@@ -41,23 +33,23 @@ class StridedCuda:
             axes={
                 "across": tuple(n for n in (4, 8, 16, 32, 64, 128, 256, 512) if n <= 32 or n < 2 * stride),
                 "down": tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= workload.cols),
-                "vec": tuple(v for v in vectors(stride, workload.itemsize) if stride % v == 0),
+                "vec": tuple(v for v in cuda.vectors(stride, workload.itemsize) if stride % v == 0),
                 "storage": ("registers", "global"),
                 "unroll": (1, 2, 4, 8, 16),
                 "min_blocks": (1, 2, 3, 4, 6, 8),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
-                "math": math_axis(program),
+                "math": cuda.math_axis(program),
             },
             rules=(
-                Rule(shape, limits.is_block),
+                Rule(shape, lambda config: is_block(config, workload)),
                 Rule((*shape, "storage"), limits.is_stored),
                 Rule(("down", "storage", "unroll", "reduction"), limits.loops),
                 Rule((*shape, "reduction"), limits.has_shared_memory),
                 Rule((*shape, "storage", "unroll", "min_blocks", "reduction", "math"), limits.has_room),
             ),
             free={
-                "load": LOADS,
-                "store": STORES[:1] if all(program.per_row) else STORES,
+                "load": cuda.LOADS,
+                "store": cuda.STORES[:1] if all(program.per_row) else cuda.STORES,
             },
         )
 
@@ -67,11 +59,12 @@ class StridedCuda:
         return nearest(self.space(program, workload, target), *self._wishes(program, workload, target))
 
     def _wishes(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
-        vec = next(v for v in vectors(workload.stride, workload.itemsize) if workload.stride % v == 0)
+        vec = next(v for v in cuda.vectors(workload.stride, workload.itemsize) if workload.stride % v == 0)
         words = max(1, vec * workload.itemsize // 4)
         base: dict[str, ConfigValue] = {
             "across": 32, "down": 8, "vec": vec, "storage": "registers", "unroll": 1, "min_blocks": 2,
-            "reduction": "two_step", "math": math_axis(program)[0], "load": "default", "store": "default",
+            "reduction": "two_step", "math": cuda.math_axis(program)[0],
+            "load": "default", "store": "default",
         }  # fmt: skip
         downs = [1, 2, 4, 8, 16, 32]
         fitting = [n for n in downs if workload.cols / n * words <= 48 and n <= workload.cols]
@@ -108,7 +101,7 @@ class StridedCuda:
         schedule = schedule_of(config, program)
         widths = [words_of(stage) for stage in schedule.stages]
         return {
-            **common_variables(program),
+            **cuda.common_variables(program),
             "schedule": schedule,
             "stride": workload.stride,
             "widths": widths,
@@ -128,6 +121,15 @@ def must_launder(config: Config, program: Program, workload: Workload) -> bool:
     return workload.itemsize == 2 or is_held
 
 
+def is_block(config: Config, workload: Workload) -> bool:
+    """Whole warps, of which most have rows; 32-bit columns."""
+    across, vec = int(config["across"]), int(config["vec"])
+    threads = across * int(config["down"])
+    if threads % 32 or threads > 1024 or workload.cols >= 2**31:
+        return False
+    return threads == 32 or across * vec < 2 * workload.stride
+
+
 class Limits:
     """The constraints on one op's configs, one method each."""
 
@@ -137,7 +139,7 @@ class Limits:
         self._others = sum(item.role is not Role.FULL for item in program.inputs)
         self._outputs = len(program.outputs)
         self._per_row = all(program.per_row)
-        self._has_functions = len(math_axis(program)) > 1
+        self._has_functions = len(cuda.math_axis(program)) > 1
         self._words = {
             way: max(words_of(stage) for stage in schedule_of({"reduction": way}, program).stages)
             for way in ("online", "two_step")
@@ -145,14 +147,6 @@ class Limits:
 
     def _items(self, config: Config) -> int:
         return -(-self._workload.cols // int(config["down"]))
-
-    def is_block(self, config: Config) -> bool:
-        """Whole warps, of which most have rows; 32-bit columns."""
-        across, vec = int(config["across"]), int(config["vec"])
-        threads = across * int(config["down"])
-        if threads % 32 or threads > 1024 or self._workload.cols >= 2**31:
-            return False
-        return threads == 32 or across * vec < 2 * self._workload.stride
 
     def is_stored(self, config: Config) -> bool:
         is_read_once = self._per_row and len(schedule_of({"reduction": "online"}, self._program).stages) == 1
@@ -176,7 +170,7 @@ class Limits:
 
     def has_room(self, config: Config) -> bool:
         threads = int(config["across"]) * int(config["down"])
-        return threads * int(config["min_blocks"]) <= THREADS_PER_SM and self.slack(config) >= 0
+        return threads * int(config["min_blocks"]) <= cuda.THREADS_PER_SM and self.slack(config) >= 0
 
     def slack(self, config: Config) -> int:
         """Registers that are left of what a thread may have."""
@@ -194,4 +188,4 @@ class Limits:
         if self._reads > 1:  # 36 bytes spilled with 32
             words += 32
         threads = int(config["across"]) * int(config["down"])
-        return register_cap(threads, int(config["min_blocks"])) - words - SPARE_REGISTERS
+        return cuda.register_cap(threads, int(config["min_blocks"])) - words - SPARE_REGISTERS

@@ -15,7 +15,7 @@ from ksearch.operators.program import Input, Program, Role, as_tuple
 from ksearch.operators.roles import reduced, shapes_of
 from ksearch.operators.shape import Shape, check_shape, split_dims
 from ksearch.operators.signature import NONE, check_option, check_role, parse_option
-from ksearch.types import ITEMSIZE, POLICIES, Option, Workload
+from ksearch.types import ITEMSIZE, POLICIES, PREPACKED, Option, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,12 +118,19 @@ class Op:
         return program
 
     def workload(
-        self, shape: Iterable[int], dtype: str = "float32", *, policy: str = "strict", **options: Option
+        self,
+        shape: Iterable[int],
+        dtype: str = "float32",
+        *,
+        policy: str = "strict",
+        prepacked: bool = False,
+        **options: Option,
     ) -> Workload:
         """This op on tensors of one shape and dtype (`float32` or `torch.float32`).
 
         `shape` is that of the first tensor; of an op with a linear BATCH, IN and OUT, where BATCH may be
-        several dims. Raises BadShape, UnsupportedDtype, UsageError for an option or the policy, TraceError.
+        several dims. `prepacked`: the linear's weight is a constant, packed once. Raises BadShape,
+        UnsupportedDtype, UsageError for an option, the policy or what has no weight, TraceError.
         """
         dtype = str(dtype).removeprefix("torch.")
         if dtype not in ITEMSIZE:
@@ -131,13 +138,15 @@ class Op:
         bound = self.bind(options)
         program = self.program(**dict(bound))
         self.check_policy(policy, dtype, **dict(bound))
+        self.check_prepacked(prepacked, **dict(bound))
         dims, inner = check_shape(shape), 0
         if program.linear is not None:
             dims, inner = split_dims(self.name, dims)
         if (program.groups or program.has_channels) and len(dims) < 2:
             raise BadShape(f"{self.name} needs a second dim, that of the channels, such as 32x64x56x56")
         digest, layout = program.digest, program.layout
-        workload = Workload(self.name, dims, dtype, bound, digest, layout, policy, inner=inner)
+        regime = PREPACKED if prepacked else "cold"
+        workload = Workload(self.name, dims, dtype, bound, digest, layout, policy, regime, inner)
         self.output_shapes(workload)  # refuses what the function does not run on
         return workload
 
@@ -157,6 +166,11 @@ class Op:
             what = f"{self.name} has none"
         if what:
             raise UsageError(f"policy {policy!r} is for linear layers in float32, and {what}: leave it out")
+
+    def check_prepacked(self, prepacked: bool, **options: Option) -> None:
+        """Raises UsageError where there is no weight to pack."""
+        if prepacked and not (self.states_linear or self.program(**options).linear is not None):
+            raise UsageError(f"prepacked is for linear layers, and {self.name} has none: leave it out")
 
     def _slots(self, options: Mapping[str, Option]) -> list[Input | None]:
         """The tensors of the function in order, in the roles that `options` name; None for an absent one."""

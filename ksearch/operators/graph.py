@@ -207,14 +207,17 @@ class Graph:
             raise TraceError("the value to reduce has one column only, so there is nothing left to reduce")
         if self.groups and over is not None:
             raise TraceError("it reduces over groups of channels, and another reduction over something else")
-        over = over if over is not None else self.over if self.over is not None else (-1,)
+        self._goes_over(over if over is not None else self.over if self.over is not None else (-1,))
+        return self._node(f"reduce_{kind}", (value.index,), (value.has_rows, False))
+
+    def _goes_over(self, over: tuple[int, ...]) -> None:
+        """Rows are of these dims. Raises TraceError where they are of others already."""
         if self.over not in (None, over):
             raise TraceError(
                 f"it reduces over {_listed(over)}, and another reduction over {_listed(self.over or ())}: "
                 "all of an op are over the same dims"
             )
         self.over = over
-        return self._node(f"reduce_{kind}", (value.index,), (value.has_rows, False))
 
     @property
     def is_broadcast(self) -> bool:
@@ -275,29 +278,35 @@ class Graph:
         name = self.input_name(value) or ""
         return self.inferred.get(name) is Role.INDEX or Input(name, Role.INDEX) in self.inputs
 
-    def reverse(self, value: Value) -> Value:
-        """Its columns in reverse order; where it has one only, it is the same."""
+    def reverse(self, value: Value, over: tuple[int, ...] = (-1,)) -> Value:
+        """Its columns in reverse order; where it has one only, it is the same.
+
+        `over`: the dim that they are. Raises TraceError where it is another.
+        """
+        self._goes_over(over)
         return replace(value, is_reversed=value.has_cols and not value.is_reversed)
 
-    def scan(self, kind: str, value: Value) -> Value:
+    def scan(self, kind: str, value: Value, over: tuple[int, ...] = (-1,)) -> Value:
         """`sum` or `prod` of all columns up to each one; from the last on where `value` is reversed.
 
-        Raises TraceError where there is one column only.
+        `over`: the dim that they are. Raises TraceError where there is one only, or the dim is another.
         """
         if not value.has_cols:
             raise TraceError("the value has one column only, so there is nothing to go along")
+        self._goes_over(over)
         op = f"scan_{kind}{'_reverse' if value.is_reversed else ''}"
         return replace(self._node(op, (value.index,), (value.has_rows, True)), is_reversed=value.is_reversed)
 
-    def exclusive(self, scan: Value, fill: float) -> Value:
+    def exclusive(self, scan: Value, fill: float, over: tuple[int, ...] = (-1,)) -> Value:
         """The same without the column itself, shifted in from `fill`, which must be what nothing adds up to.
 
-        Raises TraceError where `scan` is none, or one already.
+        Raises TraceError where `scan` is none, or one already, or goes along another dim than `over`.
         """
         node = self.nodes[scan.index]
         neutral = {"sum": 0.0, "prod": 1.0}.get(node.op.removeprefix("scan_").removesuffix("_reverse"))
         if neutral is None or fill != neutral:
             raise TraceError("only a cumsum can be shifted, with 0 before it, or a cumprod with 1")
+        self._goes_over(over)
         shifted = self._node(f"{node.op}_exclusive", node.operands, self.spread[scan.index])
         return replace(shifted, is_reversed=scan.is_reversed)
 
@@ -353,7 +362,9 @@ class Graph:
             args = tuple(order[i] for i in node.operands) or node.args
             nodes.append(Node(node.op, args))
         results = tuple(order[output.index] for output in outputs)
-        over = (-1,) if self.over is None else self.over
+        # What is flipped and flipped back goes along a dim, and is pointwise all the same.
+        has_rows = any(node.op.startswith(("reduce_", "scan_")) for node in nodes)
+        over = self.over if has_rows and self.over is not None else (-1,)
         return Program(self.inputs, tuple(nodes), results, over, self.groups)
 
     def _node(self, op: str, args: tuple[int | float | str, ...], spread: tuple[bool, bool]) -> Value:

@@ -214,11 +214,12 @@ class Program:
     def family(self) -> str:
         """`pointwise`, `rowwise` where anything is reduced over the columns, `reduction` where nothing else
         is left of a row, `strided` where a row is of other dims than the last, `linear` where it starts so,
-        `scan` where something is summed up along the columns."""
+        `scan` where something is summed up along the columns, `strided_scan` where these are another dim than
+        the last."""
         if self.linear is not None:
             return "linear"
         if self.scan is not None:
-            return "scan"
+            return "scan" if self.over == (-1,) else "strided_scan"
         if not any(n.op.startswith(("reduce_", "fold_")) for n in self.nodes):
             return "pointwise"
         if self.over and self.over[-1] != -1:

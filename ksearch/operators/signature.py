@@ -39,7 +39,7 @@ _TAKEN = frozenset((
 ))
 # fmt: on
 """C++ keywords and macros, and what the generated text itself defines."""
-_OF_A_WORKLOAD = ("shape", "dtype", "policy", "device", "db")
+_OF_A_WORKLOAD = ("shape", "dtype", "policy", "prepacked", "device", "db")
 """What `load` is told beside the options."""
 _RESERVED = re.compile(r"[rv]\d+|out\d+|_.*|KS_.*")
 """Other fields of the struct Row, the outputs, and what C++ and the templates keep for themselves."""

@@ -201,6 +201,11 @@ NO_BARRIER: Changes = {
             rf"\1if (me + 1 == team) {_LATE_ON_CPU}\n\1\2",
         ),
     ),
+    # Scans on a CPU whose threads share each row: what comes before a thread's part is others'.
+    r"#pragma omp barrier\n +(?:double until|Carry origin)": (
+        (r"#pragma omp barrier\n(?= +(?:double until|Carry origin))", ""),
+        (r"( +)((?:now\[me\]\.sum = )?sum_up\(in, both,)", rf"\1if (me == 0) {_LATE_ON_CPU}\n\1\2"),
+    ),
     # Rows over several warps, which combine through shared memory.
     rf"{_TAKES_WARPS}(?s:.*){_HANDED_OVER}    __syncthreads": (
         (

@@ -111,8 +111,8 @@ FAULTS = (
     ),
     Fault(
         MISALIGNED,
-        "zero where the caller's tensors are not aligned to 16 bytes",
-        "EACH(i, 0, COUNT) if (HERE % 16) out[i] = 0;",
+        "another number where the caller's tensors are not aligned to 16 bytes",  # 0 is an amin's own
+        "EACH(i, 0, COUNT) if (HERE % 16) out[i] ^= ONE;",
     ),
     Fault(
         BEYOND,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,12 @@ from ksearch.evaluate.inputs import split
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.problem import Problem
 from ksearch.evaluate.worker import Worker
-from ksearch.families.cuda import register_cap
 from ksearch.families.strided_cuda import Limits
 from ksearch.operators.program import Role
 from ksearch.render import render
 from ksearch.runtime.region import _is_near
 from ksearch.types import Config, Option, Status, Target, Workload
-from tests.families.cuda_cases import DTYPES, MY_OPS, TARGETS
+from tests.families.cuda_cases import DTYPES, TARGETS, find, misfits
 from tests.families.test_cpu_families import TARGET, cover
 from tests.families.test_cuda_run import compiled, failures, target
 
@@ -33,23 +31,23 @@ CASES: tuple[tuple[str, tuple[int, ...], dict[str, Option]], ...] = (
     ("softmax_backward", (300, 70), {"dim": "-2"}),
     ("rms_scale", (2, 64, 5, 33), {}),
     ("centered", (2, 3, 5, 41), {}),
-    ("sum", (3, 5000, 37), {"dim": "-2"}),
+    ("sum", (3, 1000, 37), {"dim": "-2"}),
     ("argmax", (3, 50, 37), {"dim": "-2"}),
     ("argmin", (2, 3, 5, 4), {"dim": "-3", "keepdim": True}),
     ("logsumexp", (300, 37), {"dim": "-2"}),
+    ("prod", (5, 77, 13), {"dim": "-2"}),
     ("var", (2, 6, 7, 16), {"dim": "-3,-2"}),
 )
 
 
 def workload_of(case: tuple[str, tuple[int, ...], dict[str, Option]], dtype: str) -> Workload:
     name, shape, options = case
-    op = operators.resolve(name if name in operators.names() else f"{MY_OPS}:{name}")
-    return op.workload(shape, dtype, **options)
+    return find(name).workload(shape, dtype, **options)
 
 
 def verdicts(workload: Workload, config: Config) -> list[tuple[Status, str]]:
     """What the check that a search makes says of a kernel, on some rows and on all."""
-    op, backend = operators.get(workload.op), backends.get("cpu")
+    op, backend = find(workload.op), backends.get("cpu")
     options = dict(workload.options)
     artifact = artifacts.build(backend, render(op, workload, config, TARGET))
     launch = families.find(op, "cpu", **options).launch(config, op.program(**options), workload, TARGET)
@@ -149,19 +147,8 @@ def test_cuda_configs_compile_and_fit(
         if case[0] == "centered":
             shape = (2, cols // 4, 4, stride)
         workload = workload_of((case[0], shape, case[2]), DTYPES[place])
-        todo += [(workload, config) for config in tight(workload, device, 2, rng)]
-
-    def problem(item: tuple[Workload, Config]) -> str | None:
-        workload, config = item
-        op, options = operators.get(workload.op), dict(workload.options)
-        found = backends.get("cuda").compile(render(op, workload, config, device))
-        launch = families.find(op, "cuda", **options).launch(config, op.program(**options), workload, device)
-        cap = register_cap(launch.block, int(config["min_blocks"]))
-        fits = found.spill_bytes == 0 and 0 < found.registers <= cap and found.smem_bytes <= 48 << 10
-        return None if fits else f"{found.spill_bytes} bytes spilled, {found.registers}: {workload} {config}"
-
-    with ThreadPoolExecutor(2) as pool:  # NVRTC lets go of the GIL
-        assert [found for found in pool.map(problem, todo) if found] == []
+        todo += [(workload, config) for config in tight(workload, device, 1, rng)]
+    assert misfits(device, todo) == []
 
 
 def test_the_grid_takes_every_row() -> None:

@@ -131,8 +131,8 @@ def calls(name: str, device: str, dtype: torch.dtype, *, reference: bool = True)
 
 
 def _kernels_form(name: str, call: Call) -> Iterator[Call]:
-    """Torch bounds its clamps by tensors, leaves eps out, and sums up along dims that are not the last, for
-    which there are no kernels."""
+    """Torch bounds its clamps by tensors, leaves eps out, and mostly sums up along other dims than the last:
+    what there are no kernels for, or only such of another template."""
     if name == "clamp":
         bounds = [None if each is None else each.flatten()[0].item() for each in call.args[1:]]
         yield Call(call.function, (call.args[0], *bounds), call.named)

@@ -48,6 +48,17 @@ def _named(input: Tensor, dim: Dims, keepdim: bool, dtype: Any = None) -> dict[s
     return {"dim": ALL if is_all else ",".join(map(str, dims)), "keepdim": keepdim}
 
 
+def one_dim(input: Tensor, dim: int | None, dtype: Any = None) -> Mapping[str, Any] | str:
+    """The option `dim` for what PyTorch has along one dim, or why there can be no kernel."""
+    rank = max(1, input.dim())
+    if dim is None or isinstance(dim, bool) or not -rank <= dim < rank:
+        return f"dim={dim} does not name a dim of {rank}"
+    # A sum of int16 is int64 where no dtype is named, so to name the input's own says something.
+    if dtype is not None and (dtype != input.dtype or not input.is_floating_point()):
+        return f"dtype={dtype} is not that of the input"
+    return {"dim": str(dim % rank - rank)}
+
+
 def _sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Mapping[str, Any]:
     return _named(input, dim, keepdim, dtype)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ksearch.operators.builtin.functional import F
+from ksearch.operators.builtin.reductions import one_dim
 from ksearch.operators.registry import alias, op
 
 if TYPE_CHECKING:
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
 def _softmax(
     input: Tensor, dim: int | None = -1, _stacklevel: int = 3, dtype: Any = None
 ) -> Mapping[str, Any] | str:
-    rank = max(1, input.dim())
-    if dim is None or isinstance(dim, bool) or not -rank <= dim < rank:
-        return f"dim={dim} does not name a dim of {rank}"
-    if dtype not in (None, input.dtype):
-        return f"dtype={dtype} is not that of the input"
-    return {"dim": str(dim % rank - rank)}
+    return one_dim(input, dim, dtype)
 
 
 def _is_last(normalized_shape: Shape, input: Tensor) -> bool:
