@@ -28,6 +28,8 @@ class Entry:
     weight: float = 1.0
     """Its share of the study's seconds, in relation to the others'."""
     policy: str = "strict"
+    prepacked: bool = False
+    """Of a linear: its weight is a constant, packed once."""
     calls: int = 0
     """How often the program called it that was captured; 0 where nobody counted."""
 
@@ -38,7 +40,8 @@ class Entry:
     def __str__(self) -> str:
         options = "".join(f" {name}={value}" for name, value in self.options)
         policy = "" if self.policy == "strict" else f" {self.policy}"
-        return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype}{policy}{options}"
+        prepacked = " prepacked" if self.prepacked else ""
+        return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype}{policy}{prepacked}{options}"
 
 
 @dataclass(frozen=True, slots=True)

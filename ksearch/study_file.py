@@ -12,7 +12,8 @@
     options = { beta = [0.5, 1.0] }
 
 Lists multiply out: the entry above stands for eight workloads. Of an op that starts with a linear layer the
-shape is BATCHxINxOUT, and in float32 it may have a `policy`, or `policies`.
+shape is BATCHxINxOUT, in float32 it may have a `policy`, or `policies`; `prepacked = true` is for a weight
+that is packed once.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ T = TypeVar("T")
 
 _STUDY_KEYS = ("name", "budget_s", "trials", "dtype", "device")
 _WORKLOAD_KEYS = (
-    "op", "shape", "shapes", "dtype", "dtypes", "policy", "policies", "options", "needs", "weight",
-    "calls",
+    "op", "shape", "shapes", "dtype", "dtypes", "policy", "policies", "prepacked", "options", "needs",
+    "weight", "calls",
 )  # fmt: skip
 _PLURALS = {"shape": "shapes", "dtype": "dtypes", "policy": "policies"}
 
@@ -96,7 +97,7 @@ class _Reader:
         self._check_keys(where, table, _WORKLOAD_KEYS)
         value = functools.partial(self._value, where, table)
         needs, weight = value("needs", _text, ""), value("weight", _positive, 1.0)
-        calls = value("calls", _count, 0)
+        calls, prepacked = value("calls", _count, 0), value("prepacked", _bool, False)
         name = value("op", _text, "")
         if "op" not in table:
             self._note(where, "op", "is missing: it names what is to be tuned")
@@ -108,13 +109,14 @@ class _Reader:
         if op is not None:
             for policy, dtype in itertools.product(policies, dtypes):
                 self._parsed(where, "policy", policy, functools.partial(op.check_policy, dtype=dtype))
+            self._parsed(where, "prepacked", prepacked, op.check_prepacked)
         if len(self._mistakes) > before:
             return []
         entries = []
         for shape, dtype, policy, chosen in itertools.product(shapes, dtypes, policies, options):
             location = op.location if op else name
-            entry = Entry(number, location, shape, dtype, chosen, needs, weight, policy, calls)
-            same = (entry.op, shape, dtype, policy, op.bind(dict(chosen)) if op else chosen, needs)
+            entry = Entry(number, location, shape, dtype, chosen, needs, weight, policy, prepacked, calls)
+            same = (entry.op, shape, dtype, policy, prepacked, op.bind(dict(chosen)) if op else chosen, needs)
             if same in self._seen:
                 self._note(where, "op", f"{entry} is in [[workload]] {self._seen[same]} already")
             self._seen.setdefault(same, number)
@@ -212,6 +214,12 @@ def _positive(value: Any) -> float:
 def _count(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise _Mistake(f"{value!r} must be a whole number, at least 1")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Mistake(f"{value!r} must be true or false")
     return value
 
 

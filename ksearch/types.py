@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 ConfigValue: TypeAlias = int | str | bool
@@ -33,13 +33,19 @@ EACH = "each"
 ACROSS = "across"
 """See `Workload.layout`."""
 
+PREPACKED = "prepacked"
+"""See `Workload.regime`."""
+
 POLICIES = ("strict", "tf32")
 """How exact a result must be; see `Workload.policy`."""
 
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return _encode(value)
 
 
 def digest(text: str | bytes) -> str:
@@ -72,7 +78,9 @@ class Workload:
     """Numerics policy; `strict`: error no worse than PyTorch's own in this dtype, up to a small factor.
     `tf32`: what PyTorch gives where it may round a linear's float32 operands to TF32."""
     regime: str = "cold"
-    """`cold`: the L2 cache (on a CPU, the last-level cache) does not hold the inputs when timed."""
+    """`cold`: the L2 cache (on a CPU, the last-level cache) does not hold the inputs when timed. `prepacked`:
+    nor is the time counted in which a linear's weight, a constant, is brought into the form that the kernel
+    takes it in: once, when it is loaded."""
     inner: int = 0
     """Features that a linear sums over; 0 where the op has none."""
 
@@ -111,6 +119,15 @@ class Workload:
         return 1 if self.segment else self.groups or self.stride
 
     @property
+    def is_prepacked(self) -> bool:
+        return self.regime == PREPACKED
+
+    @property
+    def mode(self) -> str:
+        """Policy and regime, as they are shown: `strict`, `tf32 prepacked`."""
+        return f"{self.policy} {PREPACKED}" if self.is_prepacked else self.policy
+
+    @property
     def cols(self) -> int:
         if self.groups:
             return (self.numel if self.segment else math.prod(self.shape[1:])) // self.groups
@@ -137,7 +154,7 @@ class Workload:
     @property
     def key(self) -> str:
         """Identity in the database: every field counts; `inner` where there is one."""
-        fields = asdict(self)
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict copies: 7 us more
         if not self.inner:
             del fields["inner"]
         return digest(canonical_json(fields))[:32]
@@ -155,7 +172,8 @@ class Workload:
     def __str__(self) -> str:
         options = "".join(f" {name}={value}" for name, value in self.options)
         policy = "" if self.policy == "strict" else f" {self.policy}"
-        return f"{self.op} {self.shape_text} {self.dtype}{policy}{options}"
+        regime = f" {PREPACKED}" if self.is_prepacked else ""
+        return f"{self.op} {self.shape_text} {self.dtype}{policy}{regime}{options}"
 
 
 def layout_over(dims: tuple[int, ...]) -> str:
@@ -194,7 +212,7 @@ class TensorMap:
     """
 
     pointer: int
-    """Which of the kernel's pointers it lies at: inputs, then outputs, then the scratch."""
+    """Which of the kernel's pointers it lies at: inputs, then outputs, the scratch, the packed weight."""
     dtype: str
     """`float32`, `float16`, `bfloat16`, or `tfloat32`: float32 rounded to TF32 as it is copied."""
     cols: int
@@ -248,6 +266,12 @@ class Launch:
     """Kernels of the same binary that are started first, in order, with the same arguments."""
     after: tuple[Launch, ...] = ()
     """The same, started last."""
+    pack: Launch | None = None
+    """The kernel of the same binary that packs a weight. It is started with the weight, the memory that it is
+    packed into, and the rows of the weight; the others get the packed weight after the scratch, beside the
+    weight itself."""
+    packed_bytes: int = 0
+    """Of a packed weight, a multiple of 4, each of which `pack` writes."""
     most_rows: int = 0
     """The most rows that it may be started on; 0: only as many as it was tuned for, which is all that is
     known of an own template."""
@@ -256,7 +280,8 @@ class Launch:
     and then alone writes it."""
     torch_product: bool = False
     """The linear is PyTorch's own: it is computed first, and the kernel gets its result, of the workload's
-    dtype and full shape, in the place of the linear's two operands."""
+    dtype and full shape, in the place of the linear's two operands. Of a prepacked workload it is oneDNN's,
+    with a weight that PyTorch reorders for it, and the kernel gets nothing of that."""
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Launch:
@@ -265,6 +290,8 @@ class Launch:
         known["maps"] = tuple(TensorMap(**each) for each in known.get("maps", ()))
         for step in ("before", "after"):
             known[step] = tuple(cls.read(each) for each in known.get(step, ()))
+        if known.get("pack") is not None:
+            known["pack"] = cls.read(known["pack"])
         return cls(**known)
 
     def grid(self, rows: int) -> int:

@@ -4,6 +4,9 @@ Every workload is tuned first (into a database of its own run), then the winner,
 loads it, races the others: interleaved, cold L2, medians. PyTorch and torch.compile run under the row's
 policy: with TF32 off, or allowed. Errors are against float64, beside PyTorch's own: of the op's result, and
 of the linear alone by a kernel of the winner's config, as a sum or a sigmoid hides what the products lost.
+
+With --prepacked the kernels take a weight that was packed once; what that took stands beside their times, in
+a table of their own: they are no peers of the plain ones.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import functools
 import gc
 import math
 import re
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,15 +23,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _bench import parser, race, save, table, warnings
+from _bench import against, parser, race, save, table, warnings
 from _rivals import Call, Case, make_case
-from _seats import Row, Run, add_options, collect, first_line, make_seats, serve
+from _seats import Row, Run, add_options, collect, command_of, first_line, limits, make_seats, serve
 
 import ksearch
 from ksearch import artifacts, backends, families, operators
 from ksearch.evaluate.process import Answer
 from ksearch.invoke import Starter
 from ksearch.operators.program import Role, as_tuple
+from ksearch.packing import Packer
 from ksearch.render import render
 from ksearch.types import Config, Target
 
@@ -40,10 +43,12 @@ class Workload(NamedTuple):
     """BATCH, IN, OUT."""
     dtype: str = "float32"
     policy: str = "strict"
+    prepacked: bool = False
 
     def __str__(self) -> str:
         policy = "" if self.policy == "strict" else f" {self.policy}"
-        return f"{self.op} {'x'.join(map(str, self.dims))} {self.dtype}{policy}"
+        prepacked = " prepacked" if self.prepacked else ""
+        return f"{self.op} {'x'.join(map(str, self.dims))} {self.dtype}{policy}{prepacked}"
 
     @property
     def operations(self) -> int:
@@ -62,11 +67,13 @@ OTHERS = (  # those of studies/linear.toml: skinny, square, tall, odd
 )
 KINDS = (("float32", "strict"), ("float32", "tf32"), ("bfloat16", "strict"))
 WORKLOADS = tuple(Workload(*each, *kind) for kind in KINDS for each in (*NAMED, *OTHERS))
+PREPACKED = tuple(Workload(*each, prepacked=True) for each in (*NAMED, *OTHERS) if each[1][1] % 4 == 0)
+"""A weight is packed where it is split: in float32 under `strict`, with rows of whole vectors."""
 VALUES = ("uniform", "normal", "saturating")
 """x in 0 to 1 and weights as torch.nn.Linear starts; x normal, times ten; weights sixteen times as large."""
 COLUMNS = (
     *("workload", "ksearch us", "times eager", "times torch.compile", "times max-autotune", "TFLOP/s"),
-    *("kernel", "candidates", "ended", "tuned in s", "config", "error"),
+    *("packing us", "packed MB", "kernel", "candidates", "ended", "tuned in s", "config", "error"),
 )
 ERRORS = ("rms", "max")
 _DECIDING = ("strategy", "scheme", "promote")
@@ -85,13 +92,14 @@ def measure(task: tuple[Workload, int, float, bool], device: str, database: Path
     if device == "cuda":
         torch.cuda.empty_cache()  # what the last row left, also where it failed
     target = backends.get(device).target()
-    op, dims, dtype, policy = workload
-    report = ksearch.tune(op, dims, dtype=dtype, policy=policy, device=device, trials=trials, db=database)
+    op, dims, dtype, policy, prepacked = workload
+    how: dict[str, Any] = {"policy": policy, "device": device, "db": database}
+    report = ksearch.tune(op, dims, dtype=dtype, prepacked=prepacked, trials=trials, **how)
     config = report.winner.config
     with precision(policy), torch.no_grad(), warnings() as said:
         case = make_case(op, dims, dtype, device)
         fill(case, "uniform", seed=0)
-        handle = ksearch.load(op, dims, dtype, device=device, db=database, policy=policy)
+        handle = load(case, workload, how)
         mine = functools.partial(handle, *case.inputs, **({"out": case.out} if config else {}))
         eager = functools.partial(case.op.caller({}), *case.inputs)
         compilers, facts = peers(case, searched)
@@ -111,10 +119,22 @@ def measure(task: tuple[Workload, int, float, bool], device: str, database: Path
         "errors": found,
         **facts,
     }
+    if packing := report.winner.certificate.get("packing"):
+        row |= {"packing us": packing["time_us"], "packed MB": packing["size_bytes"] / 1e6}
     if said:  # a kernel that was tuned, and did not run
         row["config"] = row["kernel"] = f"PyTorch: {said[0]}"
     print(row, flush=True)
     return row
+
+
+def load(case: Case, workload: Workload, how: Mapping[str, Any]) -> Callable[..., Any]:
+    """The winner as a function of all tensors of the op; one that keeps its weight has the case's."""
+    op, dims, dtype, _, prepacked = workload
+    if not prepacked:
+        return ksearch.load(op, dims, dtype, **how)
+    place = [item.role for item in case.op.program().inputs].index(Role.RIGHT)
+    handle = ksearch.load(op, dims, dtype, prepacked=case.inputs[place], **how)
+    return lambda *tensors, **named: handle(*tensors[:place], *tensors[place + 1 :], **named)
 
 
 @contextmanager
@@ -201,7 +221,8 @@ class Bare:
     def __init__(self, workload: Workload, config: Config, target: Target) -> None:
         """Raises LookupError where no linear alone takes its products as the winner does."""
         op = operators.get("linear")
-        self._workload = op.workload(workload.dims, workload.dtype, policy=workload.policy)
+        how: dict[str, Any] = {"policy": workload.policy, "prepacked": workload.prepacked}
+        self._workload = op.workload(workload.dims, workload.dtype, **how)
         program, family = op.program(), families.find(op, target.backend)
         alike = [
             each
@@ -216,12 +237,14 @@ class Bare:
         launch = family.launch(found, program, self._workload, target)
         self._kernel = backend.load(Path(artifact.binary), launch, target.index)
         self._start = Starter(self._kernel, launch, self._workload, program.inputs, self._device)
+        self._pack = Packer(self._kernel, launch, self._workload, self._device)
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         result = torch.empty(self._workload.shape, dtype=tensors[0].dtype, device=self._device)
         stream = torch.cuda.current_stream().cuda_stream if self._device.type == "cuda" else 0
         pointers = tuple(tensor.data_ptr() for tensor in (*tensors, result))
-        self._start(tensors, pointers, self._workload.rows, stream)
+        packed = self._pack(tensors[1], stream) if self._workload.is_prepacked else None
+        self._start(tensors, pointers, self._workload.rows, stream, packed)
         return result
 
 
@@ -289,21 +312,10 @@ def error_table(rows: Mapping[str, Row]) -> str:
     return table(lines)
 
 
-def summarize(rows: Mapping[str, Row]) -> list[str]:
+def summarize(rows: Mapping[str, Row], suite: Sequence[Workload] = WORKLOADS) -> list[str]:
     """What the tables say in all, as lines of a Markdown list."""
     good = {name: row for name, row in rows.items() if "error" not in row}
-    lines = []
-    for rival in ("eager", "torch.compile", "max-autotune"):
-        times = {name: row[f"times {rival}"] for name, row in good.items() if f"times {rival}" in row}
-        if times:
-            slower = [f"{name} ({value:.3f})" for name, value in times.items() if value < 1 / 1.01]
-            lines.append(
-                f"Times {rival}: geometric mean {statistics.geometric_mean(times.values()):.3f} of "
-                f"{len(times)} rows; ksearch is slower by more than 1 % in {len(slower)}"
-                + ": " * bool(slower)
-                + ", ".join(slower)
-                + "."
-            )
+    lines = against(("eager", "torch.compile", "max-autotune"), good)
     for what in ("output", "linear"):
         strict = [
             (*ratios(found[what]), f"{name}, {values}")
@@ -322,7 +334,7 @@ def summarize(rows: Mapping[str, Row]) -> list[str]:
     won = sum(row["kernel"] == "PyTorch" for row in good.values())
     lines.append(
         f"PyTorch won {won} of {len(good)} rows. "
-        f"Workloads of the suite: {len(WORKLOADS)}; measured {len(good)}, failed {len(rows) - len(good)}."
+        f"Workloads of the suite: {len(suite)}; measured {len(good)}, failed {len(rows) - len(good)}."
     )
     return lines
 
@@ -339,10 +351,16 @@ def shorten(row: Row) -> Row:
     return {**row, "config": " ".join(parts)}
 
 
-def report(arguments: argparse.Namespace, target: Target, rows: Mapping[str, Row], command: str) -> None:
+def report(
+    arguments: argparse.Namespace,
+    target: Target,
+    rows: Mapping[str, Row],
+    command: str,
+    suite: Sequence[Workload] = WORKLOADS,
+) -> None:
     """The results file and the page, of the rows there are."""
     body = table([shorten(row) for row in rows.values()], COLUMNS)
-    body += "\n\n" + "\n".join(f"- {line}" for line in summarize(rows))
+    body += "\n\n" + "\n".join(f"- {line}" for line in summarize(rows, suite))
     body += "\n\n## Errors against float64\n\n" + error_table(rows)
     save(arguments, target, list(rows.values()), command, body=body)
 
@@ -353,24 +371,23 @@ def main() -> None:
     options.add_argument(
         "--max-autotune", action="store_true", help="torch.compile's own search for the two named workloads"
     )
+    options.add_argument(
+        "--prepacked", action="store_true", help="kernels whose weight is packed once; NAME is their own"
+    )
     arguments = options.parse_args()
+    suite = PREPACKED if arguments.prepacked else WORKLOADS
+    if arguments.prepacked and arguments.name == options.get_default("name"):
+        arguments.name = "linear-prepacked-h200"
 
     def measure(known: Mapping[str, Row], keep: Callable[[Row], None]) -> None:
-        measure_all(
-            missing(WORKLOADS, arguments.select, known),
-            keep,
-            gpus=arguments.gpus,
-            trials=arguments.trials,
-            within_s=arguments.within,
-            max_autotune=arguments.max_autotune,
-        )
+        found = missing(suite, arguments.select, known)
+        measure_all(found, keep, **limits(arguments), max_autotune=arguments.max_autotune)
 
     known = collect(arguments, measure)
-    rows = {str(each): known[str(each)] for each in WORKLOADS if str(each) in known}
-    command = f"python scripts/bench_linear.py --trials {arguments.trials} --gpus {arguments.gpus}"
-    command += f" --select '{arguments.select}'" if arguments.select else ""
-    command += " --max-autotune" if arguments.max_autotune else ""
-    report(arguments, backends.get("cuda").target(0), rows, command)
+    rows = {str(each): known[str(each)] for each in suite if str(each) in known}
+    command = command_of(arguments, Path(__file__)) + " --max-autotune" * arguments.max_autotune
+    command += " --prepacked" * arguments.prepacked
+    report(arguments, backends.get("cuda").target(0), rows, command, suite)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,13 @@ class Kernel(Protocol):
         """
         ...
 
+    def pack(self, weight: int, packed: int, rows: int, stream: int) -> None:
+        """Start `Launch.pack` on a weight of that many rows and what it is packed into; as a call.
+
+        Only of a launch that has it.
+        """
+        ...
+
     def entry(self, rows: int) -> Entry | None:
         """What a start of it comes down to; None where it takes more than the pointers and the rows."""
         ...

@@ -93,6 +93,7 @@ class CpuKernel:
         self._start.restype = None
         self._is_typed = False
         self._threads = launch.threads
+        self._packer = CpuKernel(binary, launch.pack) if launch.pack is not None else None
 
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         if not self._is_typed:  # untyped, ctypes would cut pointers to 32 bits
@@ -100,11 +101,19 @@ class CpuKernel:
             self._is_typed = True
         self._start(*pointers, rows, self._threads)
 
+    def pack(self, weight: int, packed: int, rows: int, stream: int) -> None:
+        assert self._packer is not None
+        self._packer((weight, packed), rows, stream)
+
     def entry(self, rows: int) -> Entry | None:
+        if self._packer is not None:
+            return None
         address = ctypes.cast(self._start, ctypes.c_void_p).value
         return None if address is None else Entry(address, (), self._threads)
 
     def unload(self) -> None:
+        if self._packer is not None:
+            self._packer.unload()
         _ctypes.dlclose(self._library._handle)
 
 

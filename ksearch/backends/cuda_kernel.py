@@ -19,13 +19,16 @@ _NO_CONTEXT = 201
 class CudaKernel:
     """A cubin in the primary context of one device: one function, or several that are started in order.
 
-    Arguments are pointers and a 64-bit row count, then the scratch, the workspace and the tensor maps.
+    Arguments are pointers and a 64-bit row count, then the scratch, the packed weight, the workspace and the
+    tensor maps.
     """
 
     def __init__(self, binary: Path, launch: Launch, index: int) -> None:
         driver = self._driver = load_driver()
         self._launch = launch
         self._direct = direct()
+        self._extras = bool(launch.scratch_bytes) + (launch.pack is not None)
+        """Pointers that come after the rows."""
         self._slots: list[Slot] = []
         """Those that no thread uses now."""
         self._context = check(driver.cuDevicePrimaryCtxRetain(check(driver.cuDeviceGet(index))))
@@ -45,6 +48,7 @@ class CudaKernel:
                 raise
         finally:
             check(driver.cuCtxPopCurrent())
+        self._packer = CudaKernel(binary, launch.pack, index) if launch.pack is not None else None
 
     def _allocate_workspaces(self) -> Workspaces:
         blocks = self._steps[len(self._launch.before)].resident
@@ -55,8 +59,8 @@ class CudaKernel:
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
         launch = self._launch
         values = (*pointers, rows)
-        if launch.scratch_bytes:
-            values = (*pointers[:-1], rows, pointers[-1])
+        if self._extras:
+            values = (*pointers[: -self._extras], rows, *pointers[-self._extras :])
         if self._workspaces is not None:
             values = (*values, self._workspaces.of(stream, self._is_capturing(stream)))
         try:  # taking and giving back are one step each, whatever other threads do
@@ -78,8 +82,12 @@ class CudaKernel:
                 check((self._driver.CUresult(code),))
         self._slots.append(slot)
 
+    def pack(self, weight: int, packed: int, rows: int, stream: int) -> None:
+        assert self._packer is not None
+        self._packer((weight, packed), rows, stream)
+
     def entry(self, rows: int) -> Entry | None:
-        if self._launch.scratch_bytes or self._launch.maps or self._workspaces is not None:
+        if self._extras or self._launch.maps or self._workspaces is not None:
             return None
         steps = tuple(
             (step.function, step.grid(rows), step.launch.block, step.launch.smem_bytes, step.launch.split > 1)
@@ -101,6 +109,8 @@ class CudaKernel:
     def unload(self) -> None:
         if self._workspaces is not None:
             self._workspaces.free()
+        if self._packer is not None:
+            self._packer.unload()
         check(self._driver.cuModuleUnload(self._module))
 
 

@@ -20,6 +20,10 @@ class _OnOtherStream(Kernel):
         """On another stream than the one asked for. Raises LaunchError."""
         self._kernel(pointers, rows, _LEGACY)
 
+    def pack(self, weight: int, packed: int, rows: int, stream: int) -> None:
+        """As the kernel's own."""
+        self._kernel.pack(weight, packed, rows, stream)
+
     def entry(self, rows: int) -> Entry | None:
         """None: it must be started from here."""
         return None

@@ -62,20 +62,22 @@ class Part:
 
     def take(self, tensor: torch.Tensor, role: Role) -> torch.Tensor:
         """This part of a tensor of that role, in a shape that tells lines apart: for some roles a copy."""
-        if role is Role.CHANNEL and self.segment:
-            return tensor.view(-1)[self.first : self.first + self.lines]
-        if role in (Role.ROW, Role.CHANNEL):
-            return tensor.view(-1)
-        if role is Role.SCALAR:
-            return tensor.view(())
-        if role is Role.COLUMN:
-            return tensor.view(-1, 1)[self.first : self.first + self.lines]
-        if role is Role.INDEX:
-            return tensor.view(-1)[self.first : self.first + self.lines]
-        if role is Role.LEFT:
-            return tensor[self.first : self.first + self.lines]
-        if role is Role.RIGHT:
-            return tensor
+        lines = slice(self.first, self.first + self.lines)
+        match role:
+            case Role.INDEX:
+                return tensor.view(-1)[lines]
+            case Role.CHANNEL if self.segment:
+                return tensor.view(-1)[lines]
+            case Role.CHANNEL | Role.ROW:
+                return tensor.view(-1)
+            case Role.COLUMN:
+                return tensor.view(-1, 1)[lines]
+            case Role.SCALAR:
+                return tensor.view(())
+            case Role.LEFT:
+                return tensor[lines]
+            case Role.RIGHT:
+                return tensor
         if not self.is_whole:
             return self._side_by_side(tensor).contiguous().view(self.lines, self.width)
         span = slice(self.offset, self.offset + self.lines * self.width)
@@ -87,7 +89,7 @@ class Part:
         return self.stride == 1 and not self.segment
 
     def put(self, tensor: torch.Tensor, lines: torch.Tensor) -> None:
-        """Write the lines of a FULL tensor's part, as `take` gives them."""
+        """Write the lines of a FULL or MASK tensor's part, as `take` gives them."""
         place = self._side_by_side(tensor)
         place.copy_(lines.view(place.shape))
 
@@ -180,7 +182,7 @@ def fill(
         for part in parts:
             lines = part.take(tensor, declared.role)
             fill_part(lines, declared, part, seed, most=most, first_kind=first_kind, alike=alike)
-            if not part.is_whole and declared.role is Role.FULL:
+            if not part.is_whole and declared.role in (Role.FULL, Role.MASK):
                 part.put(tensor, lines)
 
 

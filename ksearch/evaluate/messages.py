@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ksearch.certificate import Conditions
+from ksearch.certificate import Conditions, Packing
 from ksearch.types import Candidate, Outcome, Status, Target, Workload
 
 
@@ -87,6 +87,8 @@ class Laps:
     """The copy alone, where the ceiling is something else; no right kernel is much faster."""
     conditions: tuple[Conditions, ...] = ()
     """Before the first round and right after the last: clocks and heat under load."""
+    packings: list[Packing] = field(default_factory=list)
+    """Of a prepacked workload, for each candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class FinalEntry:
     """By regime, on the whole workload."""
     is_checked: bool = True
     """On the whole workload; else what screening found is all that is known of its results."""
+    packing: Packing | None = None
+    """Of a prepacked workload."""
 
     @property
     def told_errors(self) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ksearch import operators
+from ksearch import operators, packing
 from ksearch.errors import BadShape, UsageError
 from ksearch.evaluate import inputs, weights
 from ksearch.evaluate.buffers import Guarded
@@ -69,7 +69,8 @@ class Problem:
             item.name: inputs.Places(workload.cols, program.marks(item.name)) for item in self.declared
         }
         self._has_products = any(node.op.startswith(("reduce_prod", "scan_prod")) for node in program.nodes)
-        self._weight = next((k for k, each in enumerate(self.declared) if each.role is Role.RIGHT), None)
+        self.weight_place = next((k for k, each in enumerate(self.declared) if each.role is Role.RIGHT), None)
+        """That of a linear's weight among the inputs."""
         self._is_reduction = program.family in ("reduction", "strided") and all(program.per_row)
         self._levels = _levels(program, workload) if inner or self._is_reduction else None
         self._seed = job.seed
@@ -82,7 +83,7 @@ class Problem:
 
     def allocate(self, rows: int, shift: int = 0, weight: Guarded | None = None) -> list[Guarded]:
         """Inputs of the op for that many rows, not filled; a linear's weight may be one that is there."""
-        given = {self._weight: weight} if weight is not None else {}
+        given = {self.weight_place: weight} if weight is not None else {}
         return [
             given.get(k)
             or Guarded(
@@ -130,7 +131,12 @@ class Problem:
             places=self._places[declared.name],
         )  # fmt: skip
         if self._has_products and declared.role is Role.FULL:
-            inputs.tame(tensor, self.workload.cols)
+            # Part by part, as `make_again` does: a logarithm differs by where in a vector an element stands.
+            for part in parts:
+                lines = part.take(tensor, declared.role)
+                inputs.tame(lines, self.workload.cols)
+                if not part.is_whole:
+                    part.put(tensor, lines)
 
     def function(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """PyTorch's answer, in the dtype of the tensors; one value a row as a column.
@@ -175,7 +181,9 @@ class Problem:
             ]
         if across > 1:  # rows that lie side by side in memory
             tensors = [
-                tensor.view(-1, across, cols).transpose(1, 2) if declared.role is Role.FULL else tensor
+                tensor.view(-1, across, cols).transpose(1, 2)
+                if declared.role in (Role.FULL, Role.MASK)
+                else tensor
                 for tensor, declared in zip(tensors, self.declared, strict=True)
             ]
         return [tensor.reshape(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
@@ -207,13 +215,13 @@ class Problem:
             first_kind=first_kind,
             levels=self._levels,
             alone=self._is_reduction,
-            wide={} if wide is None or self._weight is None else {self._weight: wide},
+            wide={} if wide is None or self.weight_place is None else {self.weight_place: wide},
         )
 
     @property
     def weight(self) -> Guarded | None:
         """That of a linear, of the whole inputs."""
-        return None if self._weight is None else self.inputs[self._weight]
+        return None if self.weight_place is None else self.inputs[self.weight_place]
 
     def parts(self) -> list[inputs.Part]:
         """The whole workload in blocks small enough to be checked in float64."""
@@ -332,7 +340,8 @@ class Problem:
         return lambda: copy.copy_(source), half / size
 
     def _product(self) -> tuple[Callable[[], object], float]:
-        """In the workload's dtype and under its policy; for float32 under `strict` on a GPU three in float16.
+        """In the workload's dtype and under its policy; for float32 under `strict` on a GPU three in float16,
+        and of a prepacked workload on a CPU with the weight that PyTorch reordered.
 
         Tensor cores give the accuracy of float32 by splitting each operand in two, which leaves three
         products of halves: the least that is known.
@@ -344,6 +353,9 @@ class Problem:
         right = torch.empty((cols, inner), dtype=dtype, device=self.device)
         weights.fill_initial(right, torch.Generator(self.device).manual_seed(self._seed))
         product = torch.empty((rows, cols), dtype=dtype, device=self.device)
+        if self.workload.is_prepacked and self.device.type == "cpu":
+            packed = packing.reordered(right, rows)
+            return lambda: packing.product(left, packed), times
         return lambda: torch.mm(left, right.t(), out=product), times
 
     def _check_memory(self, job: Job) -> None:
@@ -354,8 +366,9 @@ class Problem:
         elements = sum(torch.Size(shape).numel() for shape in shapes)
         elements += 2 * sum(math.prod(self._matrix(role, workload.rows)) for role in self.output_roles)
         needed = elements * workload.itemsize
-        # A linear's weight once more for screening, again with equal rows, for the ceiling, and in float64.
-        copies = 2 + (Role.COLUMN in self.output_roles)
+        # A linear's weight once more for screening, again with equal rows, for the ceiling, in float64; and
+        # packed, in up to three 16-bit or two TF32 terms.
+        copies = 2 + (Role.COLUMN in self.output_roles) + 2 * workload.is_prepacked
         needed += workload.cols * workload.inner * (copies * workload.itemsize + 8)
         if limits and needed > min(limits):
             raise BadShape(

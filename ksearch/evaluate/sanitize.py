@@ -111,6 +111,7 @@ class Sanitizer:
             inputs=tuple(counts[role] for role in roles),
             outputs=tuple(counts[role] * ITEMSIZE.get(dtype, INDEX_BYTES) for role, dtype in outputs),
             indices=tuple(place for place, role in enumerate(roles) if role is Role.INDEX),
+            weight=roles.index(Role.RIGHT) if launch.pack is not None else None,
             rows=rows,
             cols=workload.cols,
         )

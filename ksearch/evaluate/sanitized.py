@@ -38,6 +38,8 @@ class Task:
     outputs: tuple[int, ...]
     indices: tuple[int, ...] = ()
     """The inputs, by their place, that hold int64 places of columns."""
+    weight: int | None = None
+    """The input, by its place, that is packed; None: none is."""
     rows: int = 1
     cols: int = 1
     seed: int = 0
@@ -125,6 +127,9 @@ def run(task: Task) -> None:
     if task.launch.scratch_bytes:
         pointers.append(memory.allocate(task.launch.scratch_bytes))
     kernel = backends.get(task.backend).load(Path(task.binary), task.launch, task.index)
+    if task.weight is not None:
+        pointers.append(memory.allocate(task.launch.packed_bytes))
+        kernel.pack(pointers[task.weight], pointers[-1], task.cols, 0)
     for _ in range(_STARTS):
         kernel(tuple(pointers), task.rows, 0)
         memory.wait()

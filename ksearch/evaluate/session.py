@@ -6,9 +6,7 @@ then costs a few launches and some thirty tensor operations.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,14 +18,17 @@ import torch
 
 from ksearch import backends
 from ksearch.backends.base import Kernel, LaunchError
+from ksearch.certificate import Packing
 from ksearch.errors import BadShape
-from ksearch.evaluate import environment, faults, intact, nearby, timing
+from ksearch.evaluate import environment, faults, intact, memory, nearby, timing
 from ksearch.evaluate.buffers import Guarded, Scratch
 from ksearch.evaluate.check import Run, Subset, check_whole, few_rows
 from ksearch.evaluate.messages import DAMAGED, Finding, Job, Laps, Nearby, Ready
+from ksearch.evaluate.packs import CheckedPack, Pack, pack_once
 from ksearch.evaluate.problem import Problem
-from ksearch.evaluate.process import Answer, limit
+from ksearch.evaluate.process import Answer
 from ksearch.invoke import Starter
+from ksearch.packing import Packer, packed_bytes
 from ksearch.types import Candidate, Launch, Status, digest
 
 _WARM_S = {"cuda": 0.2, "cpu": 0.05}
@@ -52,13 +53,13 @@ class Session:
             # The default stream and others wait for one another: what is left to another would be in time.
             torch.cuda.set_stream(torch.cuda.Stream())
         else:
-            keep_heap()
+            memory.keep_heap()
         self._problem = Problem(job)
         self._subset = Subset(self._problem, job.seed)
         self._checksum = intact.checksum(self._subset.judges())
         self._clock = timing.clock(job.target)
         if not self._is_cuda:
-            _keep_memory(job.memory_limit_bytes or job.target.memory_bytes)
+            memory.bound(job.memory_limit_bytes or job.target.memory_bytes)
         self._bound: tuple[timing.Call, float] | None = None
         self._copy: tuple[timing.Call, float] | None = None
         """Where it is not what bounds every kernel; known with `_bound`."""
@@ -71,7 +72,8 @@ class Session:
         baseline_us = timing.measure(self._clock, baseline).time_us
         call, scale = self._ceiling()
         ceiling_us = scale * timing.measure(self._clock, call).time_us
-        return Ready(baseline_us, ceiling_us, environment.versions(self._job.target), self._memory_bytes())
+        versions, held_bytes = environment.versions(self._job.target), memory.held_bytes(self._problem.device)
+        return Ready(baseline_us, ceiling_us, versions, held_bytes)
 
     def screen(self, candidate: Candidate, incumbent_us: float | None) -> Finding:
         """Check on some rows with every kind of value; if right, time on the whole workload."""
@@ -85,7 +87,7 @@ class Session:
             if finding.status is not Status.PASSED:
                 return finding
             self._problem.fill_for_timing()
-            call = self._call(self._run(kernel, candidate.launch))
+            call = self._call(self._timed(kernel, candidate.launch))
             return replace(finding, timing=timing.measure(self._clock, call, incumbent_us))
 
         return self._attempt(candidate, evaluate)
@@ -145,13 +147,14 @@ class Session:
             bounds.append(self._copy)
         kernels = [self._load(candidate) for candidate in candidates]
         try:
-            pairs = zip(kernels, candidates, strict=True)
-            runs = [self._run(kernel, candidate.launch) for kernel, candidate in pairs]
+            pairs = list(zip(kernels, candidates, strict=True))
+            runs = [self._timed(kernel, candidate.launch) for kernel, candidate in pairs]
             calls = [*map(self._call, runs), self._problem.baseline(), *(call for call, _ in bounds)]
             with environment.watched(self._job.target) as state:
                 before = state("before")
                 laps = timing.race(self._clock, calls, budget_s=budget_s, seed=self._job.seed)
                 after = state("after")
+            packings = [self._packing(*pair) for pair in pairs] if self._job.workload.is_prepacked else []
         finally:
             for kernel in kernels:
                 kernel.unload()
@@ -165,16 +168,17 @@ class Session:
             environment.versions(self._job.target),
             copy[0] if copy else [],
             (before, after),
+            packings,
         )
 
     def nearby(self, candidate: Candidate, rows: int, budget_s: float) -> Nearby | None:
         """The candidate on another number of rows; None where that does not fit into the memory left."""
-        if nearby.bytes_of(self._problem, rows) > self._free_bytes() // 2:
+        if nearby.bytes_of(self._problem, rows) > memory.free_bytes(self._problem.device) // 2:
             return None
         try:
             kernel = self._load(candidate)
             try:
-                run, seed = self._run(kernel, candidate.launch), self._job.seed
+                run, seed = self._timed(kernel, candidate.launch), self._job.seed
                 return nearby.measure(self._problem, run, rows, self._clock, budget_s=budget_s, seed=seed)
             finally:
                 kernel.unload()
@@ -182,11 +186,6 @@ class Session:
             return Nearby(rows, 0.0)
         except torch.OutOfMemoryError:
             return None
-
-    def _free_bytes(self) -> int:
-        if self._is_cuda:
-            return int(torch.cuda.mem_get_info()[0])
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
     def _load(self, candidate: Candidate) -> Kernel:
         """Raises LaunchError, also for a file that is not what was compiled."""
@@ -216,26 +215,61 @@ class Session:
 
     def _check(self, kernel: Kernel, launch: Launch, check: Callable[[Run], Finding]) -> Finding:
         """What `check` finds of runs whose own memory is watched, too."""
-        if not launch.scratch_bytes:
-            return check(self._run(kernel, launch))
-        scratch = Scratch(launch.scratch_bytes, self._problem.device)
-        finding = check(self._run(kernel, launch, scratch.take))
-        if scratch.is_damaged():
+        problem = self._problem
+        scratch = Scratch(launch.scratch_bytes, problem.device) if launch.scratch_bytes else None
+        packs = problem.workload.is_prepacked
+        pack = CheckedPack(self._packer(kernel, launch), problem.device) if packs else None
+        taken = scratch.take if scratch is not None else None
+        finding = check(self._run(kernel, launch, taken, pack.packed if pack is not None else None))
+        if scratch is not None and scratch.is_damaged():
             message = "wrote outside its scratch"
             return Finding(Status.OUT_OF_BOUNDS, message, finding.error, healthy=False)
-        return finding
+        return finding if pack is None else pack.judged(finding)
 
-    def _run(self, kernel: Kernel, launch: Launch, scratch: Callable[[], torch.Tensor] | None = None) -> Run:
-        stream = torch.cuda.current_stream().cuda_stream if self._is_cuda else 0
-        problem = self._problem
+    def _run(
+        self,
+        kernel: Kernel,
+        launch: Launch,
+        scratch: Callable[[], torch.Tensor] | None = None,
+        pack: Pack | None = None,
+    ) -> Run:
+        """`scratch`, `pack`: where a call's memory and its packed weight come from; else a weight is packed
+        for each call."""
+        stream = self._stream
+        problem, weight = self._problem, self._problem.weight_place
         start = Starter(kernel, launch, problem.workload, problem.declared, problem.device, scratch)
+        if pack is None and problem.workload.is_prepacked:
+            pack = self._packer(kernel, launch)
 
         def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
             pointers = tuple(tensor.pointer for tensor in (*tensors, *outputs))
             matrices = [tensor.values for tensor in tensors]
-            start(matrices, pointers, tensors[0].values.shape[0], stream)
+            packed = None if pack is None or weight is None else pack(matrices[weight], stream)
+            start(matrices, pointers, tensors[0].values.shape[0], stream, packed)
 
         return run
+
+    def _timed(self, kernel: Kernel, launch: Launch) -> Run:
+        """On a weight that stays as it is: it is packed before the first call."""
+        if not self._problem.workload.is_prepacked:
+            return self._run(kernel, launch)
+        return self._run(kernel, launch, pack=pack_once(self._packer(kernel, launch)))
+
+    @property
+    def _stream(self) -> int:
+        return torch.cuda.current_stream().cuda_stream if self._is_cuda else 0
+
+    def _packer(self, kernel: Kernel, launch: Launch) -> Packer:
+        return Packer(kernel, launch, self._problem.workload, self._problem.device)
+
+    def _packing(self, kernel: Kernel, candidate: Candidate) -> Packing:
+        """What it takes to pack the weight of a prepacked workload."""
+        assert self._problem.weight is not None
+        packer, weight = self._packer(kernel, candidate.launch), self._problem.weight.values
+        stream = self._stream
+        size_bytes = packed_bytes(packer(weight, stream))
+        found = timing.measure(self._clock, lambda: packer(weight, stream))
+        return Packing(found.time_us, size_bytes)
 
     def _call(self, run: Run) -> timing.Call:
         return lambda: run(self._problem.inputs, self._problem.outputs)
@@ -263,40 +297,6 @@ class Session:
         except RuntimeError:
             return False
         return True
-
-    def _memory_bytes(self) -> int:
-        if self._is_cuda:
-            return int(torch.cuda.max_memory_reserved())
-        status = Path("/proc/self/status")
-        if status.exists():  # where ru_maxrss is no good: a process inherits it from the one that started it
-            lines = status.read_text().splitlines()
-            return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _keep_memory(most_bytes: int) -> None:
-    """From now on this process gets what is free, less a tenth, and no more than `most_bytes`: a kernel that
-    allocates without end then fails by itself, before the system looks for somebody to end."""
-    facts: dict[str, int] = {}
-    for name in ("/proc/self/status", "/proc/meminfo"):
-        if Path(name).exists():
-            pairs = (line.partition(":") for line in Path(name).read_text().splitlines())
-            facts |= {key: 1024 * int(text.split()[0]) for key, _, text in pairs if text.endswith("kB")}
-    if "VmData" in facts and "MemAvailable" in facts:
-        limit(resource.RLIMIT_DATA, facts["VmData"] + min(most_bytes, facts["MemAvailable"] * 9 // 10))
-
-
-def keep_heap() -> None:
-    """Make the C library give freed memory to the next allocation, not back to the system.
-
-    Otherwise PyTorch pays for page faults in every call that allocates: torch.softmax of 32 MB took
-    9.4 ms, against 1.9 ms with `out=`, and a kernel would win by not allocating.
-    """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of glibc's malloc.h
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, -1)  # never
 
 
 def open_session() -> Answer:

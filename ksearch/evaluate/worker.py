@@ -120,6 +120,7 @@ class Worker:
             if isinstance(laps, Finding):
                 raise WorkerError(f"the final comparison fails, each finalist alone does not: {laps.message}")
         samples = dict(zip(passed, laps.candidates_us, strict=True))
+        packings = dict(zip(passed, laps.packings, strict=False))  # of a prepacked workload alone
         places = (order or _fastest_first)([candidates[index] for index in passed], laps.candidates_us)
         checked: set[int] = set()
         right = 0
@@ -133,7 +134,8 @@ class Worker:
         for index, (candidate, finding) in enumerate(zip(candidates, findings, strict=True)):
             mine = samples[index] if finding.status is Status.PASSED else []
             outcome = _final_outcome(finding, mine)
-            entries.append(FinalEntry(candidate, outcome, mine, finding.errors, index in checked))
+            facts = (finding.errors, index in checked, packings.get(index))
+            entries.append(FinalEntry(candidate, outcome, mine, *facts))
         return Finals(
             entries, laps.baseline_us, laps.ceiling_us, laps.environment, laps.copy_us, laps.conditions
         )

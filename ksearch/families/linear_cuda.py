@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from ksearch.errors import UsageError
 from ksearch.families.base import Rule, Space
 from ksearch.families.cuda import common_variables, compute_capability, math_axis
 from ksearch.families.linear_library import LinearLibrary
@@ -31,13 +32,22 @@ class LinearCuda:
         self._library = LinearLibrary(PointwiseCuda(), RowwiseCuda())
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
-        """One flat space: where the strategy is `library`, only the number of its preset counts."""
-        presets = self._library.presets(program, workload, target)
+        """One flat space: where the strategy is `library`, only the number of its preset counts.
+
+        A packed weight is for the tensor cores alone. Raises UsageError where no kernel takes one.
+        """
         schemes = _schemes(program, workload)
+        if workload.is_prepacked and not schemes:
+            raise UsageError(
+                f"{workload} has no prepacked kernel on {target.device}: a weight is packed where it is "
+                "split, which is in float32 under the policy strict, with IN a multiple of 4, where what "
+                "follows the linear reduces its rows once at most; leave prepacked out"
+            )
+        presets = () if workload.is_prepacked else self._library.presets(program, workload, target)
         if compute_capability(target.arch) != WGMMA_ARCH:
             return mma_space(program, workload, target, schemes, len(presets))
         axes: dict[str, tuple[ConfigValue, ...]] = {
-            "strategy": ("direct", "library") if schemes else ("library",),
+            "strategy": (*(("direct",) if schemes else ()), *(("library",) if presets else ())),
             "scheme": schemes or ("none",),
             "tile_n": tile_rows(workload),
             "consumers": (2, 1),
@@ -45,9 +55,9 @@ class LinearCuda:
             "stages": (8, 6, 5, 4, 3, 2),
             "cluster": (1, 2, 4),
             "promote": (0, 256, 128, 64),
-            "pending": (1, 3),
+            "pending": (1,) if workload.is_prepacked else (1, 3),
             "order": ("batch", "feature"),
-            "library": tuple(range(len(presets))),
+            "library": tuple(range(len(presets))) or (0,),
         }
         first = {name: values[0] for name, values in axes.items()}
         direct = [name for name in axes if name not in ("strategy", "library")]
@@ -72,7 +82,9 @@ class LinearCuda:
                 return True
             scheme = SCHEMES[str(config["scheme"])]
             values = int(config["tile_n"]) // 2 * int(config["blocks_m"])
-            return values <= 64 and config["blocks_m"] == 1 if scheme.terms else values <= 128
+            if not scheme.terms:
+                return values <= 128
+            return values <= (96 if workload.is_prepacked else 64) and config["blocks_m"] == 1
 
         def promotes(config: Config) -> bool:
             splits = uses_tensor_cores(config) and SCHEMES[str(config["scheme"])].terms > 0
@@ -149,6 +161,7 @@ class LinearCuda:
         library = [
             {**plain, "strategy": "library", "library": number, "math": base["math"]}
             for number in range(len(space.axes["library"]))
+            if "library" in space.axes["strategy"]
         ]
         return [*list(best_of.values())[:8], *library[:2]] if best_of else library
 
@@ -193,6 +206,8 @@ class LinearCuda:
             maps=() if config["strategy"] == "mma" else tiles.maps(program, workload, cluster),
             before=before,
             after=after,
+            pack=Launch(entry="pack", block=tiles.prepare_block) if tiles.packed_rows else None,
+            packed_bytes=tiles.packed_bytes,
         )
 
     def variables(
@@ -215,6 +230,7 @@ class LinearCuda:
             "right": right,
             "inner": workload.inner,
             "terms": tiles.scheme.terms,
+            "packed": tiles.packed_rows > 0,
             "term_type": tiles.scheme.term,
             "products": tiles.scheme.products,
             "scaled": tiles.scheme.scaled,
@@ -240,15 +256,20 @@ class LinearCuda:
 
 
 def _schemes(program: Program, workload: Workload) -> tuple[str, ...]:
-    """How the fused kernel may multiply here; empty where only PyTorch's product will do."""
+    """How the fused kernel may multiply here; empty where only PyTorch's product will do.
+
+    Of a prepacked workload those that split the weight; empty where none does.
+    """
     epilogue = program.epilogue
     if (
         len(epilogue.schedule(epilogue.online_kinds).stages) > 1
     ):  # a second pass would need the first one's result
         return ()
-    plain = ("simt",) if workload.dtype == "float32" else ()
+    plain = ("simt",) if workload.dtype == "float32" and not workload.is_prepacked else ()
     if workload.inner * workload.itemsize % 16 != 0:  # tiles are copied in multiples of 16 bytes
         return plain
+    if workload.is_prepacked and (workload.dtype, workload.policy) != ("float32", "strict"):
+        return ()  # what is not split is taken as it is
     if workload.dtype != "float32":
         return (workload.dtype,)
     return ("tf32",) if workload.policy == "tf32" else ("fp16x3", "bf16x6", "tf32x3", "bf16x3", *plain)

@@ -24,7 +24,7 @@ def mma_space(
     tensor = tuple(scheme for scheme in schemes if SCHEMES[scheme].term)
     plain = ("direct",) if "simt" in schemes else ()
     axes: dict[str, tuple[ConfigValue, ...]] = {
-        "strategy": (*(("mma",) if tensor else ()), *plain, "library"),
+        "strategy": (*(("mma",) if tensor else ()), *plain, *(("library",) if presets else ())),
         "scheme": schemes or ("none",),
         "promote": (0, 16, 32),
         "tile_m": (128, 256, 64),
@@ -34,7 +34,7 @@ def mma_space(
         "steps": (1, 2),
         "stages": (4, 3, 2, 6),
         "order": ("batch", "feature"),
-        "library": tuple(range(presets)),
+        "library": tuple(range(presets)) or (0,),
     }
     shape = [name for name in axes if name not in ("strategy", "scheme", "promote", "library")]
 
@@ -144,5 +144,6 @@ def mma_guesses(
     library = [
         {**plain, "strategy": "library", "promote": 0, "library": number}
         for number in range(len(space.axes["library"]))
+        if "library" in space.axes["strategy"]
     ]
     return [*list(found.values())[:6], *library[:2]] if found else library

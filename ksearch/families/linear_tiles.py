@@ -69,6 +69,9 @@ class Tiles:
     offset_flags: int
     offset_partials: int
     scratch_bytes: int
+    packed_rows: int
+    """Rows of a packed weight in each of its terms, in whole tiles; 0 where it is taken as it is."""
+    packed_bytes: int
 
     @classmethod
     def of(cls, config: Config, program: Program, workload: Workload) -> Tiles:
@@ -93,13 +96,15 @@ class Tiles:
         kept = 4 * shares * tile_n * width if stage else 4 * teams * staged_rows * (span + 4)
         ring_offset = round_up(partials_offset + kept, 1024)
         block_k = line // (4 if scheme.term == "tf32" else 2)
-        w_bytes = tile_m * (4 * block_k if scheme.terms else line)
+        is_packed = workload.is_prepacked
+        w_bytes = tile_m * (line * scheme.terms if is_packed else 4 * block_k if scheme.terms else line)
         stage_bytes = w_bytes + max(scheme.terms, 1) * tile_n * line
         padded = round_up(workload.inner, 64)
         itemsize = 128 // scheme.block_k
         offset_scales = round_up(scheme.terms * workload.rows * padded * itemsize, 256)
         offset_flags = round_up(offset_scales + (4 * workload.rows if scheme.terms else 0), 256)
         feature_tiles, batch_tiles = ceil_div(workload.cols, tile_m), ceil_div(workload.rows, tile_n)
+        packed_rows = feature_tiles * tile_m if is_packed else 0
         flags = 4 * feature_tiles * batch_tiles if scheme.terms else 0
         offset_partials = round_up(offset_flags + flags, 256)
         return cls(
@@ -119,6 +124,8 @@ class Tiles:
             offset_flags=offset_flags,
             offset_partials=offset_partials,
             scratch_bytes=round_up(offset_partials + 4 * width * workload.rows * feature_tiles, 256),
+            packed_rows=packed_rows,
+            packed_bytes=packed_rows * (scheme.terms * padded * itemsize + 4 * scheme.scaled),
         )
 
     def per_row(self, units: int, workload: Workload) -> int:
@@ -136,11 +143,13 @@ class Tiles:
         rows = self.tile_n // cluster
         if scheme.terms:
             scratch = len(program.inputs) + len(program.outputs)
-            kind = "float32" if scheme.term == "tf32" else scheme.term
-            return (
-                TensorMap(scratch, kind, self.padded, scheme.terms * workload.rows, scheme.block_k, rows),
-                TensorMap(right, "float32", inner, workload.cols, _BOX_COLS_W, self.tile_m, swizzled=False),
-            )
+            kind, width = "float32" if scheme.term == "tf32" else scheme.term, scheme.block_k
+            x = TensorMap(scratch, kind, self.padded, scheme.terms * workload.rows, width, rows)
+            if self.packed_rows:
+                lines = scheme.terms * self.packed_rows
+                return x, TensorMap(scratch + 1, kind, self.padded, lines, width, self.tile_m)
+            w = TensorMap(right, "float32", inner, workload.cols, _BOX_COLS_W, self.tile_m, swizzled=False)
+            return x, w
         kind = "tfloat32" if scheme.term == "tf32" else scheme.term
         return (
             TensorMap(left, kind, inner, None, scheme.block_k, rows),

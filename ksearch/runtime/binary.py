@@ -6,11 +6,9 @@ The file is always replaced by a rename, never written over: another process may
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from pathlib import Path
 
-from ksearch import env, private
+from ksearch import env, files, private
 
 
 def place(binary: bytes, digest: str, extension: str) -> Path:
@@ -19,12 +17,6 @@ def place(binary: bytes, digest: str, extension: str) -> Path:
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == binary:
             return path
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(binary)
-        Path(scratch).replace(path)
-    except OSError:
-        Path(scratch).unlink()
-        raise
+    with files.replaced(path, rights=0o600) as file:
+        file.write(binary)
     return path

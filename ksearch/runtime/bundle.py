@@ -40,13 +40,14 @@ class Bundle(BundleFile):
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
         policy: str = "strict",
+        prepacked: torch.Tensor | None = None,
         **options: Option,
     ) -> Handle:
         """`ksearch.load` from this file: PyTorch where it has no winner.
 
         Raises BundleError where the winner's part of the file was changed.
         """
-        return load(op, shape, dtype, device, self, policy, **options)
+        return load(op, shape, dtype, device, self, policy, prepacked, **options)
 
     def __enter__(self) -> Self:
         self._before.append(set_used(self))

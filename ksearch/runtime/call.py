@@ -7,6 +7,7 @@ checked on every call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd import forward_ad
 from ksearch.backends import Entry, Kernel, LaunchError
 from ksearch.invoke import Starter
 from ksearch.operators.program import Role, as_tuple
+from ksearch.packing import Packer
 from ksearch.runtime import launcher
 from ksearch.runtime.outputs import Outputs
 from ksearch.runtime.precision import allows_tf32
@@ -67,6 +69,12 @@ class KernelCall:
         starter = Starter(kernel, launch, workload, op.inputs_for(options), self._device)
         self._starter = None if starter.is_plain else starter
         self._kernel = kernel
+        self._packer = Packer(kernel, launch, workload, self._device) if workload.is_prepacked else None
+        self._packed: torch.Tensor | None = None
+        """The weight as `pack` left it; None where it could not."""
+        self._held: torch.Tensor | None = None
+        """Its memory, which stays the same: graphs were captured with it."""
+        self._weight = roles.index(Role.RIGHT) if self._packer is not None else 0
         self._keeps_float32 = (
             launch.torch_product and workload.policy == "strict" and workload.dtype == "float32"
         )
@@ -146,6 +154,9 @@ class KernelCall:
         self, tensors: tuple[torch.Tensor, ...], given: tuple[torch.Tensor, ...], has_out: bool
     ) -> Outputs | str:
         """As `_start`, where the device is the current one."""
+        packed = self._packed  # once: another thread may pack anew
+        if self._packer is not None and packed is None:
+            return "its weight is not packed, because it does not fit, or a graph is captured"
         try:
             if not has_out:
                 given = (*tensors, *[self._empty(*layout) for layout in self._layouts])
@@ -168,12 +179,34 @@ class KernelCall:
             if self._starter is None:
                 self._kernel(pointers, self._rows, stream)
             else:
-                self._starter(tensors, pointers, self._rows, stream)
+                self._starter(tensors, pointers, self._rows, stream, packed)
         except LaunchError as error:
             return f"the kernel did not start: {error}"
         except torch.OutOfMemoryError:  # for the memory that the kernel needs besides: PyTorch may need less
             return _NO_ROOM
         return results[0] if self._out_count == 1 else results
+
+    def pack(self, weight: torch.Tensor) -> bool:
+        """Pack the weight of a prepacked workload, for the calls that follow; False where that cannot be done
+        now, and they are refused. Waits until it is there, whatever the stream of a call is."""
+        assert self._packer is not None
+        place = self._weight
+        fits = not self._misfit(weight, self._shapes[place], self._dtypes[place])
+        fits = fits and weight.data_ptr() % self._alignment == 0
+        on_gpu = self._index is not None
+        self._packed = None
+        if not fits or (on_gpu and torch.cuda.is_current_stream_capturing()):
+            return False
+        try:
+            with torch.cuda.device(self._index) if on_gpu else nullcontext():
+                stream = self._stream(self._index) if self._index is not None else 0
+                self._held = self._packer(weight, stream, self._held)
+                if on_gpu:
+                    torch.cuda.current_stream().synchronize()
+        except (LaunchError, torch.OutOfMemoryError):
+            return False
+        self._packed = self._held
+        return True
 
     def _learn(self, given: tuple[torch.Tensor, ...]) -> None:
         """Let torch's guards, which compiled graphs use, know tensors that fit.

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ksearch import operators, study_file
-from ksearch.errors import KsearchError, UsageError
+from ksearch import files, operators, study_file
+from ksearch.errors import KsearchError
 from ksearch.study import Entry, StudyFile
 from ksearch.types import ITEMSIZE, Option
 
@@ -57,14 +55,15 @@ def write_counts(path: Path, counts: Mapping[Captured, int], passed_over: Mappin
     if passed_over:
         lines += ["# Calls that no kernel can answer:"]
         lines += [f"#   {calls} {what}" for what, calls in Counter(passed_over).most_common()]
-    _replace(path, "\n".join(lines).rstrip() + "\n")
+    files.write_text(path, ["\n".join(lines).rstrip(), "\n"])
 
 
 def call_bytes(entry: Entry) -> int:
     """What a call must move at least; 0 where the op is not to be had."""
     try:
         op = operators.resolve(entry.op)
-        workload = op.workload(entry.shape, entry.dtype, policy=entry.policy, **dict(entry.options))
+        options: dict[str, Any] = dict(entry.options)
+        workload = op.workload(entry.shape, entry.dtype, policy=entry.policy, **options)
         return op.program(**dict(workload.options)).cost(workload).bytes
     except KsearchError:
         return math.prod(entry.shape) * ITEMSIZE[entry.dtype]
@@ -141,14 +140,3 @@ def _toml(value: Option) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    try:
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(scratch).chmod(0o644)  # mkstemp keeps it for its owner alone
-        Path(scratch).replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -13,7 +13,8 @@ from ksearch.types import Target, Workload
 def kernels(op: str, target: Target) -> tuple[Workload, ...]:
     """What a kernel of this op won for, on devices of that architecture, where `ksearch.ops` looks.
 
-    Empty where that cannot be read: the log says why, once.
+    Not those that take a packed weight, which no call of `ksearch.ops` has. Empty where that cannot be read:
+    the log says why, once.
     """
     if env.disable():
         return ()
@@ -30,7 +31,8 @@ def kernels(op: str, target: Target) -> tuple[Workload, ...]:
         warn_once(("known", op), f"the winners for {op} cannot be listed: {error}")
         return ()
     place = (target.backend, target.arch)
-    return tuple(dict.fromkeys(workload for workload, on in found if (on.backend, on.arch) == place))
+    there = (workload for workload, on in found if (on.backend, on.arch) == place)
+    return tuple(dict.fromkeys(workload for workload in there if not workload.is_prepacked))
 
 
 def state() -> str:

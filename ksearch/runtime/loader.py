@@ -6,6 +6,7 @@ handle runs PyTorch and the log says once why, and how to get a winner. With KSE
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import weakref
@@ -25,6 +26,7 @@ from ksearch.runtime.call import KernelCall
 from ksearch.runtime.handle import Handle, Match
 from ksearch.runtime.lookup import Found
 from ksearch.runtime.notice import tell_once, warn_once
+from ksearch.runtime.prepacked import Prepacked
 from ksearch.runtime.region import Neighbour, alike, difference, nearest
 from ksearch.types import Option, Target, Winner, Workload, digest
 
@@ -39,17 +41,21 @@ def load(
     device: str | torch.device | None = None,
     db: str | os.PathLike[str] | BundleFile | None = None,
     policy: str = "strict",
+    prepacked: torch.Tensor | None = None,
     **options: Option,
 ) -> Handle:
     """The winner for this op, shape, dtype, device, policy and options, as a callable.
 
     `op` is a name, `file.py:function`, or an op itself; `shape` is that of its first input, of one that
     starts with a linear BATCHxINxOUT; no `device` is the first GPU, or the CPU where there is none; no `db`
-    is the bundle in use, else KSEARCH_DB or the user's database. Raises UsageError (UnknownOp, BadShape,
-    UnsupportedDtype, NoSuchDevice) where the question itself is wrong, BundleError for a changed bundle, and
-    with KSEARCH_REQUIRE NoWinner where nothing that was tuned can run.
+    is the bundle in use, else KSEARCH_DB or the user's database. `prepacked`: a linear's weight, which the
+    handle packs once and keeps (`runtime.prepacked.Prepacked`): it is called without it.
+
+    Raises UsageError (UnknownOp, BadShape, UnsupportedDtype, NoSuchDevice) where the question itself is
+    wrong, BundleError for a changed bundle, and with KSEARCH_REQUIRE NoWinner where nothing that was tuned
+    can run.
     """
-    return load_best(op, shape, dtype, device, db, policies=(policy,), options=options)
+    return load_best(op, shape, dtype, device, db, policies=(policy,), options=options, weight=prepacked)
 
 
 def load_best(
@@ -61,16 +67,21 @@ def load_best(
     *,
     policies: Sequence[str],
     options: Mapping[str, Option],
+    weight: torch.Tensor | None = None,
 ) -> Handle:
-    """As `load`, under the first of several policies that there is a winner for."""
+    """As `load`, under the first of several policies that has a winner; `weight` is its `prepacked`."""
     resolved = operators.resolve(op)
     sizes = operators.parse_shape(shape) if isinstance(shape, str) else tuple(shape)
     name = str(dtype).removeprefix("torch.")
-    workloads = [resolved.workload(sizes, name, policy=policy, **options) for policy in policies]
+    kept = weight is not None
+    workloads = [
+        resolved.workload(sizes, name, policy=policy, prepacked=kept, **options) for policy in policies
+    ]
+    make = Handle if weight is None else functools.partial(Prepacked, weight=weight)
     backend, index = _device(device)
     target = backends.get(backend).target(index)
     if env.disable():
-        return Handle(
+        return make(
             resolved,
             options,
             match=Match.FALLBACK,
@@ -95,7 +106,7 @@ def load_best(
             else:
                 if match is not Match.EXACT:
                     tell_once((workload, target.key), _told(match, workload, target, found.winner))
-                return Handle(
+                return make(
                     resolved,
                     options,
                     match=match,
@@ -111,7 +122,7 @@ def load_best(
         closest = "" if failure else f"; {_closest(where, wanted, target)}"
         raise NoWinner(f"{wanted} on {target.device} has no kernel here: {reason}{closest} (KSEARCH_REQUIRE)")
     warn_once((wanted, target.key), f"{wanted} on {target.device} runs PyTorch: {reason}")
-    return Handle(resolved, options, match=Match.FALLBACK, reason=reason, workload=wanted, target=target)
+    return make(resolved, options, match=Match.FALLBACK, reason=reason, workload=wanted, target=target)
 
 
 def _device(device: str | torch.device | None) -> tuple[str, int]:
@@ -222,6 +233,8 @@ def _command(
     words += ["--dtype", workload.dtype, "--device", device]
     if workload.policy != "strict":
         words += ["--policy", workload.policy]
+    if workload.is_prepacked:
+        words.append("--prepacked")
     for name, value in workload.options:
         words += ["--option", f"{name}={value}"]
     if db is not None and not isinstance(db, BundleFile):

@@ -47,6 +47,7 @@ def selftest(
     *,
     dtype: str = "float32",
     policy: str = "strict",
+    prepacked: bool = False,
     device: str | None = None,
     options: Mapping[str, Option] | None = None,
     seed: int = 0,
@@ -61,7 +62,7 @@ def selftest(
     tried = []
     for name in OPS if op is None else (op,):
         for each in _shapes(name, dtype, device, options or {}) if shape is None else (shape,):
-            plan = make_plan(name, each, dtype, device, options or {}, policy)
+            plan = make_plan(name, each, dtype, device, options or {}, policy, prepacked)
             tried.append(_try(plan, seed))
             tell(tried[-1])
     return tried

@@ -69,7 +69,7 @@ def facts(plan: Plan) -> dict[str, Any]:
     return {
         "form": _form(workload),
         "dtype": workload.dtype,
-        "policy": workload.policy,
+        "policy": workload.mode,
         "options": [list(pair) for pair in workload.options],
         "program": workload.program,
         "template": digest(canonical_json(texts))[:16],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ksearch import families, operators
+from ksearch import backends, families, operators
 from ksearch.families import cuda, rowwise_limits
 from ksearch.families.base import Family
 from ksearch.operators import Op
@@ -35,6 +37,22 @@ NAMES = (*POINTWISE, *ROWWISE)
 def find(name: str) -> Op:
     """A built-in op, or one of the file of our own."""
     return operators.resolve(name if name in operators.names() else f"{MY_OPS}:{name}")
+
+
+def misfits(device: Target, todo: Sequence[tuple[Workload, Config]]) -> list[str]:
+    """Those whose kernel spills registers, or has more of them or of shared memory than it may."""
+
+    def misfit(item: tuple[Workload, Config]) -> str | None:
+        workload, config = item
+        op, options = find(workload.op), dict(workload.options)
+        found = backends.get("cuda").compile(render(op, workload, config, device))
+        launch = families.find(op, "cuda", **options).launch(config, op.program(**options), workload, device)
+        cap = cuda.register_cap(launch.block, int(config["min_blocks"]))
+        fits = found.spill_bytes == 0 and 0 < found.registers <= cap and found.smem_bytes <= 48 << 10
+        return None if fits else f"{found.spill_bytes} bytes spilled, {found.registers}: {workload} {config}"
+
+    with ThreadPoolExecutor(2) as pool:  # NVRTC lets go of the GIL
+        return [found for found in pool.map(misfit, todo) if found]
 
 
 class Case:

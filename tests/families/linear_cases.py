@@ -15,6 +15,7 @@ from ksearch.evaluate.buffers import Guarded
 from ksearch.families.linear_tiles import SCHEMES
 from ksearch.invoke import Starter
 from ksearch.operators.program import Role
+from ksearch.packing import Packer
 from ksearch.render import render
 from ksearch.types import Artifact, Config, ConfigValue, Source, Target
 from tests.families.cuda_cases import TARGETS, find
@@ -36,9 +37,11 @@ class Case:
         dtype: str = "float32",
         policy: str = "strict",
         target: Target = TARGETS["sm_90"],
+        *,
+        prepacked: bool = False,
     ) -> None:
         self.op = find(name)
-        self.workload = self.op.workload(dims, dtype, policy=policy)
+        self.workload = self.op.workload(dims, dtype, policy=policy, prepacked=prepacked)
         self.target = target
         options = dict(self.workload.options)
         self.program = self.op.program(**options)
@@ -83,6 +86,7 @@ class Runner:
         self.kernel = backend.load(Path(built.binary), self.launch, 0)
         self.device = torch.device("cuda")
         self._start = Starter(self.kernel, self.launch, case.workload, case.program.inputs, self.device)
+        self._packer = Packer(self.kernel, self.launch, case.workload, self.device)
 
     def outputs(self) -> list[Guarded]:
         rows, cols = self.case.workload.rows, self.case.workload.cols
@@ -94,7 +98,18 @@ class Runner:
         """On the current stream."""
         pointers = tuple(each.pointer for each in (*inputs, *outputs))
         stream = torch.cuda.current_stream().cuda_stream
-        self._start([each.values for each in inputs], pointers, self.case.workload.rows, stream)
+        packed = self.packed(inputs) if self.launch.pack else None
+        values = [each.values for each in inputs]
+        self._start(values, pointers, self.case.workload.rows, stream, packed and packed.values)
+        assert packed is None or torch.equal(packed.bits, self.packed(inputs).bits), "a packed weight changed"
+
+    def packed(self, inputs: list[Guarded]) -> Guarded:
+        """The weight, packed between guards."""
+        made = Guarded((1, self.launch.packed_bytes // 4), torch.float32, self.device)
+        place = [item.role for item in self.case.program.inputs].index(Role.RIGHT)
+        self._packer(inputs[place].values, torch.cuda.current_stream().cuda_stream, made.values)
+        assert not bool(made.damaged()), f"wrote past the packed weight: {self.config}"
+        return made
 
     def __call__(self, inputs: list[Guarded]) -> list[Tensor]:
         """The outputs, the same from two runs over different poison, with no write beside them."""

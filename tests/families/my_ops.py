@@ -79,9 +79,10 @@ def linear_extremes(
 
 
 @ksearch.op(gate="row", rate="column")
-def decay(x: Tensor, gate: Tensor, rate: Tensor) -> Tensor:
+def decay(x: Tensor, gate: Tensor, rate: Tensor, *, dim: str = "-1") -> Tensor:
     """A sum along the row from its end, between other things."""
-    total = torch.sigmoid(x * gate).flip(-1).cumsum(-1).flip(-1)
+    along = int(dim)
+    total = torch.sigmoid(x * gate).flip(along).cumsum(along).flip(along)
     return x - total * rate
 
 

@@ -103,7 +103,9 @@ def problem(made: Case, config: Config) -> str | None:
     launch = made.family.launch(config, made.program, made.workload, made.target)
     scheme = SCHEMES.get(str(config["scheme"]))
     splits = config["strategy"] != "library" and scheme is not None and scheme.terms > 0
-    smem_bytes = compiled.smem_bytes + launch.smem_bytes
+    parts = compiled.smem_bytes, launch.smem_bytes
+    # A fused kernel has none but the launch's: what is static is that of the steps beside it.
+    smem_bytes = sum(parts) if config["strategy"] == "library" else max(parts)
     warnings = _WARNING.findall(compiled.log)
     found = {
         f"spills {compiled.spill_bytes} bytes": compiled.spill_bytes > (_SPILLS if splits else 0),
