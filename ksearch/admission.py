@@ -56,5 +56,7 @@ def _bare(plan: Plan) -> Plan:
     """The linear alone, on tensors of the same shape, dtype and policy."""
     op, workload = get(_BARE), plan.workload
     shape = (*workload.shape[:-1], workload.inner, workload.cols)
-    bare = op.workload(shape, workload.dtype, policy=workload.policy, bias="none")
+    bare = op.workload(
+        shape, workload.dtype, policy=workload.policy, prepacked=workload.is_prepacked, bias="none"
+    )
     return replace(plan, op=op, workload=bare, program=op.program(**dict(bare.options)))

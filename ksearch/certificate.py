@@ -9,16 +9,19 @@ winners share them. docs/certificates.md tells what each part says.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ksearch.errors import StoreError
-from ksearch.types import ConfigValue
+from ksearch.types import ConfigValue, Target
 
 FORM = 2
 """Of the JSON. Form 1 had no number, and knew neither the tie, the conditions, the runner-up's samples, nor
 the digests of templates and source."""
+
+_BUSY = 1.5
+"""Load by threads of a CPU that has other work to do than the kernel's, whose threads count, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,16 @@ class Sanitized:
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """What it takes to pack a weight once, which is in no sample of a prepacked kernel."""
+
+    time_us: float
+    """Median."""
+    size_bytes: int
+    """Of the packed weight, which lies in memory beside the weight."""
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """What is known of a winner. Where PyTorch won, the kernel's parts are those of the fastest finalist.
 
@@ -129,6 +142,7 @@ class Certificate:
     sanitizer: Sanitized | None = None
 
     # What it is
+    packing: Packing | None = None
     registers: int | None = None
     spill_bytes: int | None = None
     smem_bytes: int | None = None
@@ -170,6 +184,8 @@ class Certificate:
                 parts["conditions"] = tuple(Conditions(**each) for each in parts["conditions"])
             if "sanitizer" in parts:
                 parts["sanitizer"] = Sanitized(**parts["sanitizer"])
+            if "packing" in parts:
+                parts["packing"] = Packing(**parts["packing"])
         except (TypeError, KeyError) as error:
             raise StoreError(f"a certificate does not read ({error}); tune that workload again") from error
         return cls(**parts)
@@ -178,3 +194,16 @@ class Certificate:
     def rounds(self) -> int:
         """Of the final comparison."""
         return len(self.baseline_samples_us or ())
+
+
+def disturbances(found: Sequence[Conditions], target: Target) -> list[str]:
+    """What makes times that were measured under these conditions say little."""
+    others = max((each.other_processes or 0 for each in found), default=0)
+    reasons = [f"{others} other process{'es' * (others > 1)} on the device"] if others else []
+    reasons += [
+        f"slowed down by {each.throttled_by}" for each in found if each.throttled_by not in (None, "nothing")
+    ]
+    load = max((each.load_average or 0.0 for each in found), default=0.0)
+    if target.backend == "cpu" and load > _BUSY * target.units:
+        reasons.append(f"a load of {load:.1f} on {target.units} threads")
+    return list(dict.fromkeys(reasons))  # before and after may be slowed down by the same

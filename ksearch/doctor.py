@@ -157,11 +157,9 @@ def _nvrtc(gpus: list[Target]) -> Finding:
 
 def _nvcc() -> Finding:
     found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    return (
-        Finding("nvcc", "ok", found)
-        if found
-        else Finding("nvcc", "absent", "not needed where NVRTC is there")
-    )
+    if found is None:
+        return Finding("nvcc", "absent", "not needed where NVRTC is there")
+    return Finding("nvcc", "ok", found)
 
 
 def _gpus() -> list[Target]:
@@ -216,7 +214,9 @@ def _database(path: Path) -> Finding:
     try:
         found = _schema_version(path)
         check_schema(found, path)
-        rows = f"{_count_winners(path)} winners" if found == SCHEMA_VERSION else "the next tune updates it"
+        rows = "the next tune updates it"
+        if found == SCHEMA_VERSION:
+            rows = _many(_count_winners(path), "winner")
     except NewerSchema as error:
         return Finding("database", "missing", str(error), "upgrade ksearch")
     except KsearchError as error:
@@ -224,6 +224,10 @@ def _database(path: Path) -> Finding:
     if not os.access(path, os.W_OK):
         return Finding("database", "missing", f"{path} is read-only: to load from, not to tune into", fix)
     return Finding("database", "ok", f"{path}, schema {found}, {rows}")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _schema_version(path: Path) -> int:
@@ -254,7 +258,7 @@ def _cache() -> Finding:
             status = entry.stat()
             if stat.S_ISREG(status.st_mode):
                 count, total = count + 1, total + status.st_size
-    return Finding("cache", "ok", f"{folder}, {count} files, {total / 1e6:.1f} MB (safe to delete)")
+    return Finding("cache", "ok", f"{folder}, {_many(count, 'file')}, {total / 1e6:.1f} MB (safe to delete)")
 
 
 def _dashboard() -> Finding:

@@ -83,6 +83,7 @@ def certify(
         source_key=artifact.key,
         source_digest=digest(source.text),
         templates=template_digests(plan.op, source),
+        packing=best.packing,
     )
     if others:
         facts = replace(

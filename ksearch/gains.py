@@ -101,7 +101,9 @@ def _workloads(entries: Sequence[Entry], asked: Filter) -> tuple[list[tuple[Work
                 raise KsearchError(f"needs {entry.needs}")
             op = operators.resolve(entry.op)
             options = dict(entry.options)
-            workload = op.workload(entry.shape, entry.dtype, policy=entry.policy, **options)
+            workload = op.workload(
+                entry.shape, entry.dtype, policy=entry.policy, prepacked=entry.prepacked, **options
+            )
             found.append((workload, entry.calls or 1))
         except KsearchError as error:
             left_out.append(f"{entry}: {error}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ksearch import packing
 from ksearch.backends import Kernel
 from ksearch.operators.program import Input, Role
 from ksearch.types import Launch, Workload
@@ -36,7 +37,7 @@ class Starter:
         self._device = device
         self._scratch_bytes = launch.scratch_bytes
         self._torch_product = launch.torch_product
-        self.is_plain = not (launch.torch_product or launch.scratch_bytes)
+        self.is_plain = not (launch.torch_product or launch.scratch_bytes or workload.is_prepacked)
         """A call is a start of the kernel, and nothing else."""
         self._inner, self._cols = workload.inner, workload.cols
         self._dtype: torch.dtype = getattr(torch, workload.dtype)
@@ -47,22 +48,34 @@ class Starter:
             self._left, self._right = roles.index(Role.LEFT), roles.index(Role.RIGHT)
 
     def __call__(
-        self, tensors: Sequence[torch.Tensor], pointers: tuple[int, ...], rows: int, stream: int
+        self,
+        tensors: Sequence[torch.Tensor],
+        pointers: tuple[int, ...],
+        rows: int,
+        stream: int,
+        packed: torch.Tensor | None = None,
     ) -> None:
         """`tensors`: the inputs in order, contiguous; `pointers`: theirs and the outputs'; `stream`: the
-        current one of the device. Asynchronous on a GPU. Raises LaunchError where the driver refuses.
+        current one of the device; `packed`: of a prepacked workload the weight as `packing.Packer` gave it.
+        Asynchronous on a GPU. Raises LaunchError where the driver refuses.
         """
         if self._torch_product:
-            product = torch.empty((rows, self._cols), dtype=self._dtype, device=self._device)
             left = tensors[self._left]
             if left.dim() != 2:
                 left = left.view(rows, self._inner)
-            torch.mm(left, tensors[self._right].t(), out=product)  # with `out`, autocast lets the dtype be
+            if packed is not None:
+                product = packing.product(left, packed)
+            else:
+                product = torch.empty((rows, self._cols), dtype=self._dtype, device=self._device)
+                right = tensors[self._right].t()
+                torch.mm(left, right, out=product)  # with `out`, autocast lets the dtype be
             others = [pointers[place] for place in self._others]
             pointers = (product.data_ptr(), *others, *pointers[self._count :])
         if self._scratch_bytes:
             scratch = self._scratch()  # held until the kernel is started
             pointers = (*pointers, scratch.data_ptr())
+        if packed is not None and not self._torch_product:
+            pointers = (*pointers, packed.data_ptr())
         self._kernel(pointers, rows, stream)
 
     def _allocate(self) -> torch.Tensor:

@@ -97,10 +97,11 @@ def make_plan(
     device: str | None,
     options: Mapping[str, Option],
     policy: str = "strict",
+    prepacked: bool = False,
 ) -> Plan:
     """`shape` is as `Op.workload` takes it. Raises UsageError and its kind, TraceError, ToolMissing."""
     found = operators.resolve(op)
-    workload = found.workload(shape, dtype, policy=policy, **options)
+    workload = found.workload(shape, dtype, policy=policy, prepacked=prepacked, **options)
     name, index = backends.parse_device(device)
     backend = backends.get(name)
     target = backend.target(index)
@@ -109,6 +110,8 @@ def make_plan(
     program = found.program(**dict(workload.options))
     _check_memory(workload, program, target)
     family = families.find(found, name, **dict(workload.options))
+    if prepacked:
+        family.space(program, workload, target)  # which refuses what has no kernel of that kind
     return Plan(found, workload, target, backend, family, program)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,16 +65,8 @@ def promote(
     while True:
         racing = _finalists(study, waiting)
         waiting = [trial for trial in waiting if trial not in racing]
-        entered: list[tuple[Trial, Candidate]] = []
-        sanitized: dict[int, Sanitized] = {}
-        for trial, candidate in zip(racing, _compiled(plan, racing, pool), strict=True):
-            error = ""
-            if sanitizer is not None:
-                sanitized[trial.number], error = sanitizer.check(candidate)
-            if error:
-                fail(trial, Outcome(Status.UNSAFE, message=error))
-            else:
-                entered.append((trial, candidate))
+        compiled = zip(racing, _compiled(plan, racing, pool), strict=True)
+        entered, sanitized = _sanitized(list(compiled), sanitizer, fail)
         candidates = [candidate for _, candidate in entered]
         finals = worker.finals(candidates, budget_s=budget_s, enough=_ENOUGH, order=order)
         finals = replace(finals, entries=evidence.believed(plan, finals, seed))
@@ -108,6 +100,24 @@ def promote(
         environment={**finals.environment, "compiler": plan.backend.compiler_id()},
     )
     return winner
+
+
+def _sanitized(
+    finalists: Sequence[tuple[Trial, Candidate]],
+    sanitizer: Sanitizer | None,
+    fail: Callable[[Trial, Outcome], None],
+) -> tuple[list[tuple[Trial, Candidate]], dict[int, Sanitized]]:
+    """Those that may race, and what was said of each by the number of its trial; `fail` gets the others."""
+    if sanitizer is None:
+        return list(finalists), {}
+    entered, said = [], {}
+    for trial, candidate in finalists:
+        said[trial.number], error = sanitizer.check(candidate)
+        if error:
+            fail(trial, Outcome(Status.UNSAFE, message=error))
+        else:
+            entered.append((trial, candidate))
+    return entered, said
 
 
 def _near(winner: Winner, candidate: Candidate, worker: Worker, budget_s: float) -> list[list[float]]:

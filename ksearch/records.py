@@ -81,7 +81,9 @@ def check_launch(launch: Launch) -> None:
         _check_fields(tensor_map, _MAP)
         if tensor_map.rows is not None and not _is_count(tensor_map.rows, 1):
             raise ValueError(f"rows is {tensor_map.rows!r}")
-    for step in (*launch.before, *launch.after):
+    if (launch.pack is None) != (launch.packed_bytes == 0) or launch.packed_bytes % 4:
+        raise ValueError(f"packed_bytes is {launch.packed_bytes!r}")
+    for step in (*launch.before, *launch.after, *([] if launch.pack is None else [launch.pack])):
         check_launch(step)
 
 
@@ -97,6 +99,11 @@ def check_kernel(winner: Winner) -> Winner:
     _check_fields(winner.target, _TARGET)
     if not all(map(str.isprintable, (winner.target.backend, winner.target.arch, winner.target.device))):
         raise ValueError(f"target is {winner.target.key!r}")
+    return check_answer(winner)
+
+
+def check_answer(winner: Winner) -> Winner:
+    """What won, and how fast it is; not what it won for, which a lookup asked with."""
     for name in ("time_us", "baseline_us", "ceiling_us"):
         if not _is_time(getattr(winner, name)):
             raise ValueError(f"{name} is {getattr(winner, name)!r}")

@@ -138,34 +138,31 @@ def run(
                 progress(StudyProgress(len(results), len(pairs), entry, step, pace.left_s, finished))
 
         ended = ""
+        how: dict[str, Any] = {"device": device, "trials": trials or study.trials, "db": path}
         for entry, known in pairs:
-            result = known
-            if stop.is_set():
-                ended = ended or "interrupted"
-            elif pace.is_spent:
-                ended = ended or "the time of the study is spent"
-            if result is None and not ended:
+            ended = ended or _reason_to_end(stop, pace)
+            result = known or (Result(entry, State.LEFT, ended) if ended else None)
+            if result is None:
                 show(entry)
                 try:
                     with pace.turn() as share_s:
-                        result = _tune(
-                            entry,
-                            search,
-                            stop,
-                            device=device,
-                            trials=trials or study.trials,
-                            budget_s=share_s,
-                            db=path,
-                            progress=functools.partial(show, entry),
-                        )
+                        watch = functools.partial(show, entry)
+                        result = _tune(entry, search, stop, **how, budget_s=share_s, progress=watch)
                 except _OF_THE_MACHINE as error:
                     if pace.turns == 1:
                         raise
                     result, ended = Result(entry, State.FAILED, str(error)), str(error)
-            results.append(result or Result(entry, State.LEFT, ended))
-            show(None, finished=results[-1])
+            results.append(result)
+            show(None, finished=result)
         elapsed_s = time.perf_counter() - began
         return StudyReport(study.name, str(path), elapsed_s, tuple(results), stop.is_set())
+
+
+def _reason_to_end(stop: threading.Event, pace: Pace) -> str:
+    """Why no more searches are begun; empty where they are."""
+    if stop.is_set():
+        return "interrupted"
+    return "the time of the study is spent" if pace.is_spent else ""
 
 
 def _settled(entries: Sequence[Entry], device: str | None, path: Path, again: bool) -> list[Result | None]:
@@ -178,7 +175,8 @@ def _known(entry: Entry, device: str | None, store: Store, again: bool) -> Resul
     if entry.needs:
         return Result(entry, State.NEEDS, f"needs {entry.needs}")
     try:
-        plan = make_plan(entry.op, entry.shape, entry.dtype, device, dict(entry.options), entry.policy)
+        how = (dict(entry.options), entry.policy, entry.prepacked)
+        plan = make_plan(entry.op, entry.shape, entry.dtype, device, *how)
         winner = None if again else store.find(plan.workload, plan.target)
         if winner is None or not _is_final(winner, plan):
             return None
@@ -205,6 +203,7 @@ def _tune(entry: Entry, search: Callable[..., Report], stop: threading.Event, **
             entry.shape,
             dtype=entry.dtype,
             policy=entry.policy,
+            prepacked=entry.prepacked,
             options=dict(entry.options),
             stop=stop,
             **how,

@@ -1,4 +1,4 @@
-"""Search for the fastest kernel of one workload, and keep it: the whole loop on one screen."""
+"""Search for the fastest kernel of one workload, and keep it: the loop, and what is around it."""
 
 from __future__ import annotations
 
@@ -89,11 +89,12 @@ def tune(
 ) -> Report:
     """Search for the fastest kernel of `op` on tensors of `shape`, promote it, and say what was found.
 
-    `op` is a name or `my_ops.py:name`; `shape`, `policy` and `prepacked` are as `Op.workload` takes them. `trials`
-    counts those of earlier, interrupted runs, which are taken over. With `early_stop` the search ends by itself when
-    more trials are not expected to pay (`stopping`). With `sanitize` finalists run under compute-sanitizer,
-    and one that it finds an error in does not win. The first Ctrl-C ends it and promotes the best so far, a
-    second one leaves at once; with `stop` that event ends it instead, and Ctrl-C is the caller's.
+    `op` is a name or `my_ops.py:name`; `shape`, `policy` and `prepacked` are as `Op.workload` takes them.
+    `trials` counts those of earlier, interrupted runs, which are taken over. With `early_stop` the search
+    ends by itself when more trials are not expected to pay (`stopping`). With `sanitize` finalists run under
+    compute-sanitizer, and one that it finds an error in does not win. The first Ctrl-C ends it and promotes
+    the best so far, a second one leaves at once; with `stop` that event ends it instead, and Ctrl-C is the
+    caller's.
 
     Raises UsageError and its kind for what cannot be done as asked, RenderError for a template that does not
     render, ToolMissing without a compiler, StoreError, DeviceBusy, WorkerError.
@@ -117,33 +118,11 @@ def tune(
             with Worker(plan.job(seed), spare=spare) as worker:
                 with budget.phase("space"):
                     study = _start(plan, name, store, sampler, seed, trials)
-                most = ahead(plan.backend, pool.width)
-                _ask(plan, study, pool, budget, most)
-                with budget.phase("start"):
-                    ready = worker.start()  # the first sources compile meanwhile
-                builds: deque[Build] = deque()
-                while (ended := _ended(plan, study, ready, budget, interrupted, early_stop)) is None:
-                    if not builds:
-                        if not pool.pending:
-                            ended = Ended.EXHAUSTED if study.done >= study.size else Ended.TRIALS
-                            break
-                        with budget.phase("wait for compile"):
-                            builds.extend(pool.completed(wait_for_all=plan.backend.exclusive))
-                    build = builds.popleft()
-                    trial = study.trial(int(str(build.tag)))
-                    outcome = _evaluate(plan, trial, build, worker, study, budget)
-                    with budget.phase("record"):
-                        # First of all: what is in the file outlives this process.
-                        facts = (trial.number, trial.config, outcome, build.artifact)
-                        store.record(plan.workload, plan.target, name, *facts)
-                        study.tell(trial, outcome)
-                    _show(progress, study, ready, budget, "search")
-                    # On a CPU only once all are timed: compilers would slow them down.
-                    if not builds or not plan.backend.exclusive:
-                        _ask(plan, study, pool, budget, most - len(builds))
+                search = _Search(plan, name, study, pool, worker, store, budget, progress)
+                ended = search.run(interrupted, early_stop)
                 if interrupted.is_set() and not study.best(1):
                     raise KeyboardInterrupt
-                _show(progress, study, ready, budget, "final")
+                search.show("final")
                 with budget.phase("final"):
                     winner = promote(
                         plan,
@@ -160,10 +139,15 @@ def tune(
                     )
                 with budget.phase("mirror"), clear_errors(path):
                     study.mirror(store.url, name)
-                failures, messages = study.failures(), study.first_failures()
-                phases_s = dict(budget.phases_s)
                 return Report(
-                    winner, study.done, failures, budget.elapsed_s, str(path), messages, phases_s, ended
+                    winner=winner,
+                    trials=study.done,
+                    failures=study.failures(),
+                    elapsed_s=budget.elapsed_s,
+                    db=str(path),
+                    first_failures=study.first_failures(),
+                    phases_s=dict(budget.phases_s),
+                    ended=ended,
                 )
 
 
@@ -177,62 +161,103 @@ def _start(plan: Plan, name: str, store: Store, sampler: str, seed: int, trials:
     return study
 
 
-def _ended(
-    plan: Plan, study: Study, ready: Ready, budget: Budget, interrupted: threading.Event, early_stop: bool
-) -> Ended | None:
-    """Why the search is over, or None while it goes on."""
-    if interrupted.is_set():
-        return Ended.INTERRUPTED
-    if budget.is_over(study.done):
-        return Ended.BUDGET if budget.is_late else Ended.TRIALS
-    wall_us = 0.0 if plan.workload.inner else ready.ceiling_us  # a linear's is PyTorch's product: no wall
-    return stopping.early(study.outcomes, plan.target, wall_us) if early_stop else None
+@dataclass
+class _Search:
+    """Candidates of one study on their way: ask, render, compile, check and time, record, tell."""
 
+    plan: Plan
+    name: str
+    """Of the study."""
+    study: Study
+    pool: CompilePool
+    worker: Worker
+    store: Store
+    budget: Budget
+    progress: Callable[[Progress], None] | None
+    ready: Ready | None = None
+    """What the worker knows since it was started."""
 
-def _ask(plan: Plan, study: Study, pool: CompilePool, budget: Budget, most: int) -> None:
-    """Keep `most` candidates in the compile pool."""
-    while pool.pending < most and (budget.trials is None or len(study.trials) < budget.trials):
-        with budget.phase("ask"):
-            trial = study.ask()
-        if trial is None:
+    def run(self, interrupted: threading.Event, early_stop: bool) -> Ended:
+        """Until there is a reason to end, which it gives."""
+        most, exclusive = ahead(self.plan.backend, self.pool.width), self.plan.backend.exclusive
+        self._ask(most)
+        with self.budget.phase("start"):
+            self.ready = self.worker.start()  # the first sources compile meanwhile
+        builds: deque[Build] = deque()
+        while (ended := self._ended(self.ready, interrupted, early_stop)) is None:
+            if not builds:
+                if not self.pool.pending:
+                    return Ended.EXHAUSTED if self.study.done >= self.study.size else Ended.TRIALS
+                with self.budget.phase("wait for compile"):
+                    builds.extend(self.pool.completed(wait_for_all=exclusive))
+            self._finish(builds.popleft())
+            # On a CPU only once all are timed: compilers would slow them down.
+            if not builds or not exclusive:
+                self._ask(most - len(builds))
+        return ended
+
+    def _ended(self, ready: Ready, interrupted: threading.Event, early_stop: bool) -> Ended | None:
+        """Why the search is over, or None while it goes on."""
+        if interrupted.is_set():
+            return Ended.INTERRUPTED
+        if self.budget.is_over(self.study.done):
+            return Ended.BUDGET if self.budget.is_late else Ended.TRIALS
+        # A linear's ceiling is PyTorch's product: no wall.
+        wall_us = 0.0 if self.plan.workload.inner else ready.ceiling_us
+        return stopping.early(self.study.outcomes, self.plan.target, wall_us) if early_stop else None
+
+    def _ask(self, most: int) -> None:
+        """Keep `most` candidates in the compile pool."""
+        trials = self.budget.trials
+        while self.pool.pending < most and (trials is None or len(self.study.trials) < trials):
+            with self.budget.phase("ask"):
+                trial = self.study.ask()
+            if trial is None:
+                return
+            self.pool.submit(trial.number, self.plan.render(trial.config))
+
+    def _finish(self, build: Build) -> None:
+        """See what became of a candidate that was compiled, and say it to all who want to know."""
+        trial = self.study.trial(int(str(build.tag)))
+        outcome = self._evaluate(trial, build)
+        with self.budget.phase("record"):
+            # First of all: what is in the file outlives this process.
+            facts = (trial.number, trial.config, outcome, build.artifact)
+            self.store.record(self.plan.workload, self.plan.target, self.name, *facts)
+            self.study.tell(trial, outcome)
+        self.show("search")
+
+    def _evaluate(self, trial: Trial, build: Build) -> Outcome:
+        """Check and time one compiled candidate; equal machine code is measured once."""
+        if build.artifact is None:
+            assert build.status is not None
+            return Outcome(build.status, message=build.message)
+        candidate = self.plan.candidate(trial.config, build.artifact)
+        twin = self.study.twin(trial, f"{candidate.artifact.digest} {candidate.launch}")
+        if twin is not None:
+            return twin
+        with self.budget.phase("time"):
+            outcome = self.worker.screen(candidate, self.study.best_us)
+        self.budget.move(outcome.check_s, "time", "check")
+        return outcome
+
+    def show(self, phase: str) -> None:
+        """Where it stands, to whoever watches."""
+        if self.progress is None or self.ready is None:
             return
-        pool.submit(trial.number, plan.render(trial.config))
-
-
-def _evaluate(
-    plan: Plan, trial: Trial, build: Build, worker: Worker, study: Study, budget: Budget
-) -> Outcome:
-    """Check and time one compiled candidate; equal machine code is measured once."""
-    if build.artifact is None:
-        assert build.status is not None
-        return Outcome(build.status, message=build.message)
-    candidate = plan.candidate(trial.config, build.artifact)
-    twin = study.twin(trial, f"{candidate.artifact.digest} {candidate.launch}")
-    if twin is not None:
-        return twin
-    with budget.phase("time"):
-        outcome = worker.screen(candidate, study.best_us)
-    budget.move(outcome.check_s, "time", "check")
-    return outcome
-
-
-def _show(
-    progress: Callable[[Progress], None] | None, study: Study, ready: Ready, budget: Budget, phase: str
-) -> None:
-    if progress is None:
-        return
-    progress(
-        Progress(
-            trials_done=study.done,
-            trials_total=None if budget.trials is None else min(budget.trials, study.size),
-            failures=study.failures(),
-            best_us=study.best_us,
-            baseline_us=ready.baseline_us,
-            ceiling_us=ready.ceiling_us,
-            seconds_left=budget.left_s(study.done),
-            phase=phase,
+        trials, study = self.budget.trials, self.study
+        self.progress(
+            Progress(
+                trials_done=study.done,
+                trials_total=None if trials is None else min(trials, study.size),
+                failures=study.failures(),
+                best_us=study.best_us,
+                baseline_us=self.ready.baseline_us,
+                ceiling_us=self.ready.ceiling_us,
+                seconds_left=self.budget.left_s(study.done),
+                phase=phase,
+            )
         )
-    )
 
 
 def ahead(backend: Backend, jobs: int) -> int:

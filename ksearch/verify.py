@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ksearch import backends, decision, operators
-from ksearch.certificate import Certificate, Conditions
+from ksearch.certificate import Certificate, Conditions, disturbances
 from ksearch.errors import BadShape, KsearchError, NoSuchDevice, StoreError, UsageError
 from ksearch.evaluate.confidence import bootstrap_ci
 from ksearch.evaluate.messages import FinalEntry, Finals, Job
@@ -32,10 +32,6 @@ _REGRETTED = 1.02
 """A former winner that is faster by less is what another seed may find."""
 _TELLING = ("ksearch", "torch", "cuda", "driver")
 """The versions that may change results or times of a binary that is there."""
-
-
-_BUSY = 1.5
-"""Load by threads of a CPU that has other work to do than the kernel's, whose threads count, too."""
 
 
 def verify(
@@ -106,7 +102,11 @@ class _Verification:
         try:
             op = operators.resolve(self.op or workload.op)
             today = op.workload(
-                workload.dims, workload.dtype, policy=workload.policy, **dict(workload.options)
+                workload.dims,
+                workload.dtype,
+                policy=workload.policy,
+                prepacked=workload.is_prepacked,
+                **dict(workload.options),
             )
         except UsageError as error:
             if self.op is not None:
@@ -262,20 +262,5 @@ class _Verification:
 
     def _compare_conditions(self, target: Target, found: Sequence[Conditions]) -> None:
         """What makes today's times say little."""
-        reasons = [
-            *(
-                f"{each.other_processes} other processes on the device"
-                for each in found
-                if each.other_processes
-            ),
-            *(
-                f"slowed down by {each.throttled_by}"
-                for each in found
-                if each.throttled_by not in (None, "nothing")
-            ),
-        ]
-        load = max((each.load_average or 0.0 for each in found), default=0.0)
-        if target.backend == "cpu" and load > _BUSY * target.units:
-            reasons.append(f"a load of {load:.1f} on {target.units} threads")
-        if reasons:
-            self._find(Kind.CONDITIONS, ", ".join(dict.fromkeys(reasons)))
+        if disturbed := disturbances(found, target):
+            self._find(Kind.CONDITIONS, ", ".join(disturbed))

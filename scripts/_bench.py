@@ -110,6 +110,21 @@ def tune_and_race(
     return row
 
 
+def against(rivals: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """For each rival that any row was measured with, how many times its speed ksearch has."""
+    lines = []
+    for rival in rivals:
+        times = {name: row[f"times {rival}"] for name, row in rows.items() if f"times {rival}" in row}
+        if times:
+            slower = [f"{name} ({value:.3f})" for name, value in times.items() if value < 1 / 1.01]
+            lines.append(
+                f"Times {rival}: geometric mean {statistics.geometric_mean(times.values()):.3f} of "
+                f"{len(times)} rows; ksearch is slower by more than 1 % in {len(slower)}"
+                f"{': ' * bool(slower)}{', '.join(slower)}."
+            )
+    return lines
+
+
 @contextmanager
 def warnings() -> Iterator[list[str]]:
     """What ksearch has to say meanwhile: that a call runs PyTorch, and why."""

@@ -220,6 +220,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--within", type=float, metavar="S", help="begin no row after so many seconds")
 
 
+def limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the whole run, by the names of `measure_all`."""
+    return {"gpus": arguments.gpus, "trials": arguments.trials, "within_s": arguments.within}
+
+
+def command_of(arguments: argparse.Namespace, script: Path) -> str:
+    """What was typed, as far as it decides the results."""
+    select = f" --select '{arguments.select}'" if arguments.select else ""
+    return f"python scripts/{script.name} --trials {arguments.trials} --gpus {arguments.gpus}{select}"
+
+
 def collect(
     arguments: argparse.Namespace, measure: Callable[[dict[str, Row], Callable[[Row], None]], None]
 ) -> dict[str, Row]:

@@ -17,7 +17,7 @@ from _seats import Row
 from bench_memory_bound import COLUMNS, measure, missing
 
 from ksearch import backends
-from ksearch.evaluate.session import keep_heap
+from ksearch.evaluate.memory import keep_heap
 
 WORKLOADS: tuple[Workload, ...] = (
     ("softmax", (2048, 4096), "float32"),

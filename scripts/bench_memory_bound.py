@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import Workload, label, parser, save, table, tune_and_race
+from _bench import Workload, against, label, parser, save, table, tune_and_race
 from _rivals import Call, Case, check, compiled, liger
-from _seats import Row, Run, add_options, collect, first_line, make_seats, serve
+from _seats import Row, Run, add_options, collect, command_of, first_line, limits, make_seats, serve
 
 from ksearch import backends
 from ksearch.evaluate.process import Answer
@@ -184,17 +184,7 @@ def summarize(rows: Mapping[str, Row]) -> list[str]:
             + ", ".join(f"{op} {_mean(found):.3f}" for op, found in by_op.items() if found)
             + f"); least {large[least]:.3f}, {least}."
         )
-    for rival in ("eager", "torch.compile", "Liger"):
-        times = {name: row[f"times {rival}"] for name, row in good.items() if f"times {rival}" in row}
-        if times:
-            slower = [f"{name} ({value:.3f})" for name, value in times.items() if value < 1 / 1.01]
-            lines.append(
-                f"Times {rival}: geometric mean {_mean(list(times.values())):.3f} of {len(times)} rows; "
-                f"ksearch is slower by more than 1 % in {len(slower)}"
-                + ": " * bool(slower)
-                + ", ".join(slower)
-                + "."
-            )
+    lines += against(("eager", "torch.compile", "Liger"), good)
     if good:
         seconds = statistics.median(row["tuned in s"] for row in good.values())
         trials = statistics.median(row["candidates"] for row in good.values())
@@ -241,19 +231,11 @@ def main() -> None:
     arguments = options.parse_args()
 
     def measure(known: Mapping[str, Row], keep: Callable[[Row], None]) -> None:
-        measure_all(
-            missing(WORKLOADS, arguments.select, known),
-            keep,
-            gpus=arguments.gpus,
-            trials=arguments.trials,
-            within_s=arguments.within,
-        )
+        measure_all(missing(WORKLOADS, arguments.select, known), keep, **limits(arguments))
 
     known = collect(arguments, measure)
     rows = {name_of(each): known[name_of(each)] for each in WORKLOADS if name_of(each) in known}
-    command = f"python scripts/bench_memory_bound.py --trials {arguments.trials} --gpus {arguments.gpus}"
-    command += f" --select '{arguments.select}'" if arguments.select else ""
-    report(arguments, backends.get("cuda").target(0), rows, command)
+    report(arguments, backends.get("cuda").target(0), rows, command_of(arguments, Path(__file__)))
 
 
 if __name__ == "__main__":

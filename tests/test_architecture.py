@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_importing_it_does_not_import(module: str, forbidden: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({forbidden!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_every_dependency_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    stated = [*project["dependencies"], *extras["dashboard"], *extras["report"], *extras["web"]]
+    names = {re.split(r"[\[<>=]", each)[0].replace("-", "_") for each in stated}
+    code = "".join(path.read_text() for path in (ROOT / "ksearch").rglob("*.py"))
+    imported = set(re.findall(r"(?m)^\s*(?:import|from) (\w+)", code))
+    assert names - imported == {"ninja"}, "ninja is for PyTorch, which compiles what was exported"
 
 
 def test_every_environment_variable_is_read_in_one_place_and_documented() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ksearch.certificate import Certificate, Conditions, Finalist, Sanitized, Tie
+from ksearch.certificate import Certificate, Conditions, Finalist, Packing, Sanitized, Tie
 from ksearch.errors import StoreError
 
 WHOLE = Certificate(
@@ -55,6 +55,6 @@ def test_what_does_not_read_is_one_error(altered: dict[str, object]) -> None:
 
 def test_every_part_is_documented() -> None:
     text = (Path(__file__).parents[1] / "docs/certificates.md").read_text()
-    for kind in (Certificate, Conditions, Finalist, Sanitized, Tie):
+    for kind in (Certificate, Conditions, Finalist, Packing, Sanitized, Tie):
         missing = [each.name for each in fields(kind) if f"`{each.name}`" not in text]
         assert missing == [], kind

@@ -33,18 +33,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command: its exit status, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status = cli.main(arguments)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
-
-@pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command asked the tuner for; the search itself is replaced by its result."""
     seen: dict[str, Any] = {}
@@ -100,6 +88,7 @@ def test_tune_hands_over_everything_that_was_asked(run: Run, asked: dict[str, An
         "shape": (4096, 8192),
         "dtype": "bfloat16",
         "policy": "strict",
+        "prepacked": False,
         "device": "cuda:1",
         "options": {"beta": 2.0, "exact": True, "mode": "tanh", "n": 2},
         "trials": 20,
@@ -439,6 +428,17 @@ def test_help_is_fast_because_it_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--budget" in done.stdout
+
+
+def test_without_a_command_it_says_what_there_is_a_line_each(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    listed = out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(cli.commands.commands)
+    assert not [line for line in listed if line.endswith("...")], "a first sentence is too long"
 
 
 def test_every_command_has_help_and_is_in_the_readme() -> None:

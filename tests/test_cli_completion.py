@@ -13,16 +13,8 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from ksearch import cli
-from tests import browsed
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("browsed") / "k.db"
-    browsed.fill(path)
-    return path
 
 
 @pytest.fixture

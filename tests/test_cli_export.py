@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ksearch import backends, cli, env
+from ksearch import backends, env
 from ksearch.runtime.bundle_file import BundleFile
 from ksearch.store import Store
 from ksearch.types import Winner, digest
@@ -17,16 +17,6 @@ from tests.export.exported import H200, kernel_of
 
 Run = Callable[..., tuple[int, str, str]]
 CPU = backends.get("cpu").target(0)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def error_of(result: tuple[int, str, str], status: int = 2) -> str:
@@ -94,7 +84,7 @@ def test_what_is_asked_for_is_in_the_bundle(run: Run, tuned: Path, tmp_path: Pat
     path = tmp_path / "out.ksb"
     status, out, _ = run("export", "--bundle", path, *asked)
     assert status == 0
-    assert f"{path}: {count} winners" in out
+    assert f"{path}: {count} winner" in out
     assert BundleFile(path).count == count
 
 
@@ -131,7 +121,7 @@ def test_there_and_back(run: Run, tuned: Path, tmp_path: Path) -> None:
     run("export", "--bundle", path)
     status, out, _ = run("import", path, "--db", db)
     assert status == 0
-    assert "5 winners are in force now" in out
+    assert "5 winners in force now" in out
     with Store.open(tuned) as before, Store.open(db) as after:
         assert after.winners() == before.winners()
         for winner in before.winners():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import torch
 
-from ksearch import backends, cli, families, operators, runtime, tuner
+import ksearch
+from ksearch import backends, cli, families, operators, runtime, study_file, tuner
 from ksearch.render import render
 from ksearch.types import Target
 
@@ -61,6 +63,24 @@ def test_the_python_of_the_readme_runs(
         if "y" in result:
             assert torch.allclose(result["y"], torch.softmax(result["x"], -1))
     assert operators.get("swish").location == f"{tmp_path / 'my_ops.py'}:swish"
+
+
+def test_the_python_about_shipping_runs(
+    run: Callable[..., tuple[int, str, str]], filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle.key").write_bytes(b"key" * 8)
+    assert run("export", "--bundle", "ops.ksb", "--sign", "bundle.key", "--db", filled)[0] == 0
+    x = torch.randn(4, 8)
+    known: dict[str, Any] = {"ksearch": ksearch, "x": x, "model": torch.nn.Softmax(-1), "batch": x}
+    try:
+        for block in blocks(ROOT / "docs/shipping.md", "python"):
+            exec(compile(block, "shipping.md", "exec"), known)
+    finally:
+        ksearch.use(None)
+    assert torch.equal(known["y"], torch.softmax(x, -1))
+    (entry,) = study_file.read(tmp_path / "workloads.toml").entries
+    assert (entry.op, entry.shape, entry.calls) == ("softmax", (4, 8), 1)
 
 
 @pytest.mark.parametrize("language", ["python", "cpp", "cuda"])

@@ -102,7 +102,7 @@ def test_the_cache_is_weighed() -> None:
     folder = env.cache_dir() / "artifacts"
     folder.mkdir(parents=True)
     (folder / "kernel.so").write_bytes(b"x" * 2_000_000)
-    assert "1 files, 2.0 MB" in by_name(doctor.examine(env.database_path()))["cache"].detail
+    assert "1 file, 2.0 MB" in by_name(doctor.examine(env.database_path()))["cache"].detail
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ import pytest
 from ksearch import gains, study_file
 from ksearch.store import Store
 from ksearch.store.narrowed import Filter
-from tests import browsed
 from tests.browsed import CPU, H200, HALF, SOFTMAX, WIDE
 
 STUDY = """
@@ -36,10 +35,8 @@ needs = "a tensor that is not contiguous"
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    path = tmp_path_factory.mktemp("browsed") / "k.db"
-    browsed.fill(path)
-    with Store.open(path, readonly=True) as opened:
+def store(filled: Path) -> Iterator[Store]:
+    with Store.open(filled, readonly=True) as opened:
         yield opened
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ksearch import backends, cli, env, verify
+from ksearch import backends, env, verify
 from ksearch.certificate import Certificate, Conditions
 from ksearch.errors import UsageError
 from ksearch.evaluate.messages import FinalEntry, Finals, Job, RegimeError
@@ -260,16 +260,6 @@ def test_where_pytorch_won_it_is_timed(script: Script) -> None:
 
 
 # ---- the command --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_the_exit_status_is_that_of_the_worst(script: Script, run: Run) -> None:

@@ -126,6 +126,9 @@ class _Counted:
         self._launches.count += 1
         self._kernel(pointers, rows, stream)
 
+    def pack(self, weight: int, packed: int, rows: int, stream: int) -> None:
+        self._kernel.pack(weight, packed, rows, stream)
+
     def entry(self, rows: int) -> None:
         """None: every start is to be counted."""
 

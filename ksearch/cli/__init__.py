@@ -38,7 +38,15 @@ from ksearch.errors import KsearchError
 __all__ = ["commands", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added: what comes first in use comes first in the help."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(ksearch.__version__, prog_name="ksearch")
 def commands() -> None:
     """Search for the fastest kernel of a PyTorch function, and keep it."""
@@ -73,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     logging.basicConfig(level=logging.WARNING, format="ksearch: %(message)s", stream=sys.stderr)
     try:
-        status = commands.main(list(arguments), prog_name="ksearch", standalone_mode=False)
+        status = commands.main(list(arguments) or ["--help"], prog_name="ksearch", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         return _fail(arguments, "UsageError", error.format_message(), error.exit_code)

@@ -11,7 +11,7 @@ from ksearch.errors import UsageError
 if TYPE_CHECKING:
     from ksearch.store import Store
     from ksearch.store.narrowed import Filter, Searched
-    from ksearch.types import Winner, Workload
+    from ksearch.types import Target, Winner, Workload
 
 # Imports inside the functions: SQLAlchemy takes 0.2 s, which `--help` need not pay.
 
@@ -38,6 +38,7 @@ def chosen(
     policy: str | None,
     options: _Options,
     device: str | None,
+    prepacked: bool | None = None,
 ) -> list[Winner]:
     """The winners of one op and shape, or of all, on every target in the database.
 
@@ -45,7 +46,7 @@ def chosen(
     """
     from ksearch.store import narrowed
 
-    asked = _filter(op, shape, dtype, policy, device)
+    asked = _filter(op, shape, dtype, policy, device, prepacked)
     found = [winner for winner in narrowed.whole(store, asked) if _has_options(winner.workload, options)]
     if not found:
         raise _nothing(store, op, shape, asked, options, "winner")
@@ -60,11 +61,12 @@ def searches(
     policy: str | None,
     options: _Options,
     device: str | None,
+    prepacked: bool | None = None,
 ) -> list[Searched]:
     """What has candidates of one op and shape, or else a winner that came without any. Raises UsageError."""
     from ksearch.store import narrowed
 
-    asked = _filter(op, shape, dtype, policy, device)
+    asked = _filter(op, shape, dtype, policy, device, prepacked)
     searched = narrowed.searched(store, asked)
     if not searched:  # a bundle brings winners alone
         places = narrowed.places(store, asked, None, _LOOKED_AT)
@@ -76,7 +78,12 @@ def searches(
 
 
 def _filter(
-    op: str | None, shape: str | None, dtype: str | None, policy: str | None, device: str | None
+    op: str | None,
+    shape: str | None,
+    dtype: str | None,
+    policy: str | None,
+    device: str | None,
+    prepacked: bool | None,
 ) -> Filter:
     from ksearch.operators import parse_shape
     from ksearch.store.narrowed import Filter
@@ -86,6 +93,7 @@ def _filter(
         dims=None if shape is None else parse_shape(shape),
         dtype=dtype,
         policy=policy,
+        prepacked=prepacked,
         device=device,
     )
 
@@ -108,7 +116,8 @@ def _nothing(
     from ksearch.store import narrowed
 
     stated = [f"{name}={value}" for name, value in options]
-    words = (op, shape, asked.dtype, asked.policy, *stated, asked.device and f"on {asked.device}")
+    mode = None if asked.prepacked is None else "prepacked" if asked.prepacked else "plain"
+    words = (op, shape, asked.dtype, asked.policy, mode, *stated, asked.device and f"on {asked.device}")
     text = f"no {what} for {' '.join(word for word in words if word) or 'any op'} in {store.path}"
     if other := other_names(store, asked.op):
         return UsageError(f"{text}; {other}")
@@ -116,7 +125,7 @@ def _nothing(
         text += _begun(store, asked)
     if nearest := _nearest(store, asked):
         more = narrowed.count(store, narrowed.Filter(op=asked.op)) - len(nearest)
-        text += f"; it has {', '.join(nearest)}" + (f" and {more:,} more" if more > 0 else "")
+        text += f"; it has {_by_device(nearest)}" + (f" and {more:,} more" if more > 0 else "")
     return UsageError(f"{text}; to get one: ksearch tune {op or 'OP'} --shape {shape or 'NxM'}")
 
 
@@ -151,7 +160,7 @@ def _begun(store: Store, asked: Filter) -> str:
     return "".join(parts[:_SHOWN])
 
 
-def _nearest(store: Store, asked: Filter) -> list[str]:
+def _nearest(store: Store, asked: Filter) -> list[tuple[Workload, Target]]:
     """Winners of the same op, or of any, those of the nearest shape first."""
     from ksearch.store import narrowed
 
@@ -165,4 +174,12 @@ def _nearest(store: Store, asked: Filter) -> list[str]:
     of_op = narrowed.Filter(op=asked.op)
     places = narrowed.places(store, of_op, asked.dims, _LOOKED_AT)
     places.sort(key=lambda place: distance(place[0]))
-    return [f"{workload} on {target.device}" for workload, target in places[:_SHOWN]]
+    return places[:_SHOWN]
+
+
+def _by_device(places: Iterable[tuple[Workload, Target]]) -> str:
+    """`softmax 4x8 float32, softmax 8 float32 on NVIDIA H200; ...`: the name of a device may have a comma."""
+    found: dict[str, list[str]] = {}
+    for workload, target in places:
+        found.setdefault(target.device, []).append(str(workload))
+    return "; ".join(f"{', '.join(workloads)} on {device}" for device, workloads in found.items())

@@ -31,12 +31,13 @@ def compare(
     shapes: tuple[str, ...],
     dtypes: tuple[str, ...],
     policies: tuple[str, ...],
+    prepacked: bool | None,
     options: tuple[tuple[str, str], ...],
     devices: tuple[str, ...],
     form: str | None,
     db: Path | None,
 ) -> None:
-    """Put winners side by side: times, config, evidence, and what differs.
+    """Put winners side by side, and mark what differs.
 
     --shape A --shape B compares those two; --dtype, --policy and --device may be given twice as well, then
     the first of each is for the first winner. One shape alone compares all that there is of it.
@@ -50,7 +51,7 @@ def compare(
         winners: list[Winner] = []
         for shape, dtype, policy, device in sides:
             assert shape is not None
-            found = chosen(store, op, shape, dtype, policy, options, device)
+            found = chosen(store, op, shape, dtype, policy, options, device, prepacked)
             if len(sides) > 1 and len(found) > 1:
                 raise UsageError(f"{shape} means {len(found)} winners: {_listed(found)}; {_NARROW}")
             winners += found
@@ -74,7 +75,7 @@ def compare(
         print_rich(comparison.table(facts))
 
 
-_NARROW = "narrow it by --dtype, --policy, --option, --device"
+_NARROW = "narrow it by --dtype, --policy, --prepacked or --plain, --option, --device"
 
 
 def _sides(given: Mapping[str, Sequence[str]]) -> list[tuple[str | None, ...]]:

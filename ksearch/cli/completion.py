@@ -23,7 +23,9 @@ _INSTALL = {
 @db_option
 @click.pass_context
 def completion(ctx: click.Context, shell: str, as_json: bool, db: Path | None) -> None:  # noqa: ARG001
-    """Print the script by which a shell completes ksearch's commands, and ops, shapes and devices it has.
+    """Print the script by which a shell completes commands.
+
+    It completes ops, shapes and devices, too: those that the database has.
 
     bash and zsh: eval "$(ksearch completion bash)" in ~/.bashrc or ~/.zshrc. fish: write it into
     ~/.config/fish/completions/ksearch.fish.

@@ -11,7 +11,14 @@ import click
 
 from ksearch import env
 from ksearch.cli import complete
-from ksearch.cli.parameters import db_option, json_flag, options_option, policy_help, shape_help
+from ksearch.cli.parameters import (
+    db_option,
+    json_flag,
+    options_option,
+    policy_help,
+    prepacked_option,
+    shape_help,
+)
 from ksearch.cli.printing import print_json
 from ksearch.errors import UsageError
 
@@ -32,6 +39,7 @@ _a_file = click.Path(path_type=Path, resolve_path=True, dir_okay=False)
 @click.option("--shape", "shapes", multiple=True, metavar="NxM", help=f"{shape_help} Repeatable.")
 @click.option("--dtype", help="float32, float16 or bfloat16.  [default: all]")
 @click.option("--policy", help=f"{policy_help}  [default: all]")
+@prepacked_option
 @options_option
 @click.option("--device", help="cpu, cuda, or part of a device's name.  [default: all]")
 @json_flag
@@ -44,6 +52,7 @@ def export(
     shapes: tuple[str, ...],
     dtype: str | None,
     policy: str | None,
+    prepacked: bool | None,
     options: tuple[tuple[str, str], ...],
     device: str | None,
     as_json: bool,
@@ -67,7 +76,7 @@ def export(
         found: list[Winner] = []
         for op in ops or (None,):
             for shape in shapes or (None,):
-                found += chosen(store, op, shape, dtype, policy, options, device)
+                found += chosen(store, op, shape, dtype, policy, options, device, prepacked)
         if bundle is not None:
             _write_bundle(bundle, store, found, sign, as_json)
         else:
@@ -103,7 +112,7 @@ def _write_source(
         listed = ", ".join(f"{winner.workload} on {winner.target.device}" for winner in kernels[:8])
         raise UsageError(
             f"a source file holds one kernel, and {len(kernels)} were chosen: {listed}; narrow it by "
-            "--shape, --dtype, --policy, --option, --device"
+            "--shape, --dtype, --policy, --prepacked or --plain, --option, --device"
         )
     kernel = write_source(path, store, operators.resolve(ops[0]), kernels[0])
     if as_json:
@@ -118,9 +127,10 @@ def _write_source(
 @json_flag
 @db_option
 def import_(bundles: tuple[Path, ...], key: Path | None, as_json: bool, db: Path | None) -> None:
-    """Add the winners of bundles to a database, after all of each was checked.
+    """Add the winners of bundles to a database.
 
-    Where both have a winner for a workload on a device, that with the larger confirmed speed-up is in force.
+    All of a bundle is checked before. Where both have a winner for a workload on a device, that with the
+    larger confirmed speed-up is in force.
     """
     from ksearch.export.bundle import records
     from ksearch.runtime.bundle_file import BundleFile

@@ -19,10 +19,11 @@ from ksearch.cli.printing import print_json
 )
 @json_flag
 def launcher(output: Path | None, as_json: bool) -> None:
-    """Compile the launcher, so that a call of a kernel costs less than one of PyTorch.
+    """Compile what calls kernels without Python in between.
 
-    It needs a C++ compiler, takes some 10 s, and fits this version of Python and of PyTorch alone. Without
-    -o it is found by itself; elsewhere KSEARCH_LAUNCHER names its file. Nothing needs it.
+    A call then costs less than one of PyTorch. It needs a C++ compiler, takes some 10 s, and fits this
+    version of Python and of PyTorch alone. Without -o it is found by itself; elsewhere KSEARCH_LAUNCHER names
+    its file. Nothing needs it.
     """
     from ksearch.runtime import launcher as building  # imports torch
 

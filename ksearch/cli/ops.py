@@ -29,7 +29,10 @@ def ops(
     form: str | None,
     db: Path | None,  # noqa: ARG001  (every command takes --db)
 ) -> None:
-    """List the ops that can be tuned by name; or tell all about OP: its families and their parameters."""
+    """List the ops that can be tuned by name, or tell all about OP.
+
+    Of an OP these are its tensors and options, its families, and the parameters that a search chooses from.
+    """
     from ksearch import operators
     from ksearch.report import choices, rows, tables
 

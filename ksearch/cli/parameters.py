@@ -97,6 +97,13 @@ options_option = click.option(
     help="An option of the op; repeatable.",
 )
 policy_help = "Of a linear layer in float32: strict, or tf32."
+prepacked_help = "Of a linear layer: its weight is a constant, packed once, before anything is timed."
+prepacked_option = click.option(
+    "--prepacked/--plain",
+    "prepacked",
+    default=None,
+    help="Only what takes a packed weight, or only what takes it as it is.  [default: any]",
+)
 _dtype_help = "float32, float16 or bfloat16."
 _device_help = "cpu, cuda, or part of a device's name.  [default: any]"
 
@@ -144,6 +151,7 @@ of_one_workload = _all_of(
     click.option("--shape", required=True, metavar="NxM", shell_complete=complete.shapes, help=shape_help),
     click.option("--dtype", **dtype, metavar="DTYPE", help=f"{_dtype_help}  [default: any]"),
     click.option("--policy", **_policy, metavar="POLICY", help=f"{policy_help}  [default: any]"),
+    prepacked_option,
     options_option,
     click.option("--device", shell_complete=complete.devices, help=_device_help),
 )
@@ -176,6 +184,7 @@ of_several_workloads = _all_of(
         metavar="POLICY",
         help=f"{policy_help} Repeatable.  [default: any]",
     ),
+    prepacked_option,
     options_option,
     click.option(
         "--device",

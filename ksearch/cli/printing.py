@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ksearch.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -56,19 +51,3 @@ def most_lines(limit: int | None, form: str | None) -> int | None:
     if limit is None:
         return None if form else _MOST
     return limit or None
-
-
-def write_file(path: Path, pieces: Iterable[str]) -> int:
-    """Write the whole file or leave what was there, and give its size in bytes. Raises UsageError."""
-    scratch = None
-    try:
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(pieces)
-        Path(scratch).chmod(0o644)  # mkstemp keeps it for its owner alone
-        return Path(scratch).replace(path).stat().st_size
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)

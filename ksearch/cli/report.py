@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from ksearch import env
+from ksearch import env, files
 from ksearch.cli.parameters import db_option, json_flag, narrowing
-from ksearch.cli.printing import print_json, write_file
+from ksearch.cli.printing import print_json
 
 
 @click.command()
@@ -35,11 +35,11 @@ def report(
     as_json: bool,
     db: Path | None,
 ) -> None:
-    """Write the results into one file that opens anywhere, without a network.
+    """Write the results into one file that opens anywhere.
 
-    It holds a table of the winners, and of each workload how the search converged, what its parameters do,
-    why candidates failed, the samples of the final, the ceiling, the config and the source. As Markdown it
-    is the table with a line for each workload, for a pull request.
+    It needs no network. It holds a table of the winners, and of each workload how the search converged, what
+    its parameters do, why candidates failed, the samples of the final, the ceiling, the config and the
+    source. As Markdown it is the table with a line for each workload, for a pull request.
     """
     markdown = markdown or (output is not None and output.suffix.lower() in (".md", ".markdown"))
     if output is None and (as_json or not markdown):
@@ -49,6 +49,7 @@ def report(
     from ksearch.pages import contents
     from ksearch.pages.markdown import lines
     from ksearch.pages.static import html
+    from ksearch.report import text
     from ksearch.store import Store
     from ksearch.store.narrowed import Filter
 
@@ -60,9 +61,10 @@ def report(
         if output is None:
             sys.stdout.writelines(pieces)
             return
-        size = write_file(output, pieces)
+        files.write_text(output, pieces)
+    size = output.stat().st_size
     if as_json:
         count = len(found.overview.rows)
         print_json({"report": str(output), "workloads": count, "bytes": size, "db": str(path)})
     else:
-        print(f"{found.overview.summary}, written to {output} ({size / 1e6:.1f} MB)")
+        print(f"{found.overview.summary}, written to {output} ({text.size(size)})")

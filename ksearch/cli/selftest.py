@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from ksearch import env
-from ksearch.cli.parameters import db_option, json_flag, options_option, policy_help, shape_help
+from ksearch.cli.parameters import (
+    db_option,
+    json_flag,
+    options_option,
+    policy_help,
+    prepacked_help,
+    shape_help,
+)
 from ksearch.cli.printing import print_json, print_rich
 
 
@@ -16,6 +23,7 @@ from ksearch.cli.printing import print_json, print_rich
 @click.option("--shape", metavar="NxM", help=f"{shape_help}  [default: small ones]")
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--policy", default="strict", show_default=True, help=policy_help)
+@click.option("--prepacked", is_flag=True, help=prepacked_help)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @options_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs.")
@@ -28,6 +36,7 @@ def selftest(
     shape: str | None,
     dtype: str,
     policy: str,
+    prepacked: bool,
     device: str,
     options: tuple[tuple[str, str], ...],
     seed: int,
@@ -41,8 +50,8 @@ def selftest(
 
     The exit status is 1 where one is not found.
     """
-    if op is None and (shape or options):
-        raise click.UsageError("--shape and --option are for a named OP.")
+    if op is None and (shape or options or prepacked):
+        raise click.UsageError("--shape, --prepacked and --option are for a named OP.")
     # torch, and compilers: seconds that `--help` need not pay
     from ksearch.operators import parse_shape, resolve
     from ksearch.report import selftest as report
@@ -53,14 +62,16 @@ def selftest(
 
     def tell(tried: Tried) -> None:
         if not as_json:
-            print(f"\n{report.heading(tried)}")
+            print(report.heading(tried))
             print_rich(report.table(tried))
+            print()
 
     found = try_faults(
         op,
         None if shape is None else parse_shape(shape),
         dtype=dtype,
         policy=policy,
+        prepacked=prepacked,
         device=None if device == "auto" else device,
         options={} if op is None else {name: resolve(op).parse_option(name, text) for name, text in options},
         seed=seed,
@@ -73,5 +84,5 @@ def selftest(
     if as_json:
         print_json(report.selftest_row(found, op))
     else:
-        print(f"\n{report.summary(found)}")
+        print(report.summary(found))
     ctx.exit(0 if all(is_clean(tried.table) for tried in found) else 1)

@@ -28,6 +28,7 @@ def show(
     shape: str,
     dtype: str | None,
     policy: str | None,
+    prepacked: bool | None,
     options: tuple[tuple[str, str], ...],
     device: str | None,
     with_source: bool,
@@ -41,7 +42,7 @@ def show(
 
     shown: list[dict[str, Any]] = []
     with Store.open(db or env.database_path(), create=False, readonly=True) as store:
-        for winner in chosen(store, op, shape, dtype, policy, options, device):
+        for winner in chosen(store, op, shape, dtype, policy, options, device, prepacked):
             source = _source_file(store, winner)
             row = evidence(store, winner, source)
             shown.append(row)

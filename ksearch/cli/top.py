@@ -38,7 +38,9 @@ def top(
     form: str | None,
     db: Path | None,
 ) -> None:
-    """List where tuning would pay most: calls x (time - time of the ceiling), in microseconds.
+    """List where tuning would pay most.
+
+    What could be gained is calls x (time - time of the ceiling), in microseconds.
 
     STUDY is a file that ksearch.capture wrote, with how often a program calls what; then what nothing was
     tuned for counts, too, with times estimated from the nearest winner. Without it, one call of every winner.

@@ -41,6 +41,7 @@ def trials(
     shape: str,
     dtype: str | None,
     policy: str | None,
+    prepacked: bool | None,
     options: tuple[tuple[str, str], ...],
     device: str | None,
     since: str | None,
@@ -49,7 +50,7 @@ def trials(
     form: str | None,
     db: Path | None,
 ) -> None:
-    """List every evaluated candidate, fastest first; also of a search that has no winner yet."""
+    """List every evaluated candidate, fastest first. A search may have them before its winner."""
     # SQLAlchemy and rich take 0.3 s, which `--help` need not pay
     from ksearch.report import rows, tables
     from ksearch.store import Store
@@ -57,7 +58,7 @@ def trials(
     listed: list[dict[str, Any]] = []
     is_asked, most = _filter(since, status), most_lines(limit, form)
     with Store.open(db or env.database_path(), create=False, readonly=True) as store:
-        for place in searches(store, op, shape, dtype, policy, options, device):
+        for place in searches(store, op, shape, dtype, policy, options, device, prepacked):
             workload, target = place.workload, place.target
             found = [each for each in store.evaluations(workload, target) if is_asked(each)]
             if form:

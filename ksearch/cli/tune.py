@@ -10,7 +10,15 @@ import click
 
 from ksearch import env
 from ksearch.cli import complete
-from ksearch.cli.parameters import db_option, json_flag, options_option, policy_help, seconds, shape_help
+from ksearch.cli.parameters import (
+    db_option,
+    json_flag,
+    options_option,
+    policy_help,
+    prepacked_help,
+    seconds,
+    shape_help,
+)
 from ksearch.cli.printing import console, print_json, print_rich
 from ksearch.cli.study import tune_study
 
@@ -20,6 +28,7 @@ from ksearch.cli.study import tune_study
 @click.option("--shape", metavar="NxM", help=shape_help)
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--policy", default="strict", show_default=True, help=policy_help)
+@click.option("--prepacked", is_flag=True, help=prepacked_help)
 @click.option(
     "--study",
     "study",
@@ -41,7 +50,11 @@ from ksearch.cli.study import tune_study
     help="Time to search: 60s, 5m, 1h; of a whole study.",
 )
 @click.option(
-    "--sampler", type=click.Choice(["tpe", "random", "exhaustive"]), default="tpe", show_default=True
+    "--sampler",
+    type=click.Choice(["tpe", "random", "exhaustive"]),
+    default="tpe",
+    show_default=True,
+    help="What proposes candidates: a model of those before, chance, or all in their order.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampler and of the inputs.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.  [default: by the cores]")
@@ -64,6 +77,7 @@ def tune(
     shape: str | None,
     dtype: str,
     policy: str,
+    prepacked: bool,
     study: str | None,
     again: bool,
     device: str,
@@ -81,7 +95,7 @@ def tune(
     as_json: bool,
     db: Path | None,
 ) -> None:
-    """Search for the fastest kernel of OP, and keep it; or of each workload of a study.
+    """Search for the fastest kernel of OP, and keep it. With --study: of each workload of a study.
 
     OP is a name that `ksearch ops` lists, or a function of your own: my_ops.py:swish. Ctrl-C ends the
     search early and keeps what was measured; the same command again goes on from there.
@@ -121,6 +135,7 @@ def tune(
             parse_shape(shape),
             dtype=dtype,
             policy=policy,
+            prepacked=prepacked,
             device=None if device == "auto" else device,
             options={name: resolve(op).parse_option(name, text) for name, text in options},
             trials=trials,
@@ -150,7 +165,8 @@ def _check_which(
         if again:
             raise click.UsageError("--again is for a study: without --study every workload is tuned again.")
         return
-    stated = [name for name in ("op", "shape", "dtype", "policy", "options") if _is_stated(ctx, name)]
+    named = ("op", "shape", "dtype", "policy", "prepacked", "options")
+    stated = [name for name in named if _is_stated(ctx, name)]
     if stated:
         names = {"op": "OP", "options": "--option"}
         given = ", ".join(names.get(name, f"--{name}") for name in stated)

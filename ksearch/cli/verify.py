@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ksearch import env
-from ksearch.cli.parameters import db_option, json_flag, options_option, policy_help, shape_help
+from ksearch.cli.parameters import (
+    db_option,
+    json_flag,
+    options_option,
+    policy_help,
+    prepacked_option,
+    shape_help,
+)
 from ksearch.cli.printing import print_json, print_rich
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--shape", metavar="NxM", help=shape_help)
 @click.option("--dtype", help="float32, float16 or bfloat16.  [default: any]")
 @click.option("--policy", help=f"{policy_help}  [default: any]")
+@prepacked_option
 @options_option
 @click.option("--device", help="cpu, cuda, cuda:1, or part of a device's name.  [default: any]")
 @click.option(
@@ -40,6 +48,7 @@ def verify(
     shape: str | None,
     dtype: str | None,
     policy: str | None,
+    prepacked: bool | None,
     options: tuple[tuple[str, str], ...],
     device: str | None,
     key: Path | None,
@@ -47,7 +56,7 @@ def verify(
     as_json: bool,
     db: Path | None,
 ) -> None:
-    """Check and time winners again on this machine, and say what no longer holds.
+    """Check and time winners again on this machine. What no longer holds is said.
 
     Those of the database or of a bundle, all or those of OP. Stored binaries are run, nothing is compiled.
 
@@ -69,7 +78,7 @@ def verify(
     with _opened(bundle, key, db) as (store, source):
         found = verification.verify(
             store,
-            chosen(store, op, shape, dtype, policy, options, device),
+            chosen(store, op, shape, dtype, policy, options, device, prepacked),
             op=op if op is not None and ":" in op else None,
             device=device if device is not None and device.partition(":")[0] == "cuda" else None,
             seed=seed,

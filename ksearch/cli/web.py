@@ -34,7 +34,7 @@ PORT = 8421
 def browse(
     port: int, host: str, token: str | None, opens_browser: bool, as_json: bool, db: Path | None
 ) -> None:
-    """Show the results in a browser, as they come; nothing is changed. Ctrl-C ends it.
+    """Show the results in a browser, as they come. Nothing is changed; Ctrl-C ends it.
 
     The pages are served by this process and take nothing from elsewhere.
     """

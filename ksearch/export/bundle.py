@@ -7,13 +7,13 @@ Equal winners give equal bytes: everything is sorted, and no time or place of th
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import ksearch
+from ksearch import files
 from ksearch.errors import BundleError, StoreError, UsageError
 from ksearch.runtime.bundle_file import FORMAT, MAGIC, PAGE, BundleFile, key_of, read_key, sign
 from ksearch.store import Record, Store, StoredArtifact
@@ -42,26 +42,15 @@ def write_bundle(
 ) -> Written:
     """Put these winners of `store` into one file, over what is there.
 
-    `key` is a file to sign it with. Raises UsageError where that or the folder is not there, StoreError.
+    `key` is a file to sign it with. Raises UsageError where that is not there or `path` cannot be written,
+    StoreError.
     """
     if not winners:
         raise UsageError(f"there is nothing to put into {path}: no winner was chosen")
     secret = None if key is None else read_key(key)
     path = path.expanduser().absolute()
-    try:
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            written = _write(_Body(file), path, store, winners, secret)
-        Path(scratch).chmod(0o644)  # mkstemp keeps it for its owner alone
-        Path(scratch).replace(path)
-    except OSError as error:
-        raise BundleError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        Path(scratch).unlink(missing_ok=True)
-    return written
+    with files.written(path) as file:
+        return _write(_Body(file), path, store, winners, secret)
 
 
 def _write(body: _Body, path: Path, store: Store, winners: Sequence[Winner], secret: bytes | None) -> Written:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from ksearch.backends.cpu import FLAGS
-from ksearch.errors import UsageError
-from ksearch.export.kernel import ExportedKernel, commented
+from ksearch.export.kernel import ExportedKernel, head
 from ksearch.render import render_text, template_folder
 
 _INCLUDE = re.compile(r"^\s*#\s*include\b.*$")
@@ -21,23 +20,9 @@ def compiler_flags() -> list[str]:
 
 def cpp_file(kernel: ExportedKernel) -> str:
     """A file for a C++ compiler. Raises UsageError where PyTorch computes a part of the op."""
-    if kernel.launch.torch_product:
-        raise UsageError(
-            f"the winner for {kernel.workload} goes on from PyTorch's own product, which plain C++ does not "
-            "have: export a .py file"
-        )
-    stated = ", ".join((*kernel.declared, "long long rows"))
-    lines = [
-        *kernel.summary,
-        "",
-        f"To compile it: g++ -std=c++17 {' '.join(compiler_flags())} -c FILE.cpp",
-        "",
-        f"int {kernel.op.name}_launch({stated})",
-        "",
-        "returns when it is done: 0, or -1 where it does not take the arguments.",
-        *kernel.conditions,
-    ]
-    return commented(lines) + "\n" + launched(kernel)
+    command = f"g++ -std=c++17 {' '.join(compiler_flags())} -c FILE.cpp"
+    returns = "returns when it is done: 0, or -1 where it does not take the arguments."
+    return head(kernel, command, (), returns) + "\n" + launched(kernel)
 
 
 def launched(kernel: ExportedKernel) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ksearch.errors import UsageError
-from ksearch.export.kernel import ExportedKernel, commented
+from ksearch.export.kernel import ExportedKernel, head
 from ksearch.render import render_text, template_folder
 
 _ENTRY = re.compile(r'extern\s+"C"\s+__global__')
@@ -13,23 +12,9 @@ _ENTRY = re.compile(r'extern\s+"C"\s+__global__')
 
 def cuda_file(kernel: ExportedKernel) -> str:
     """A file for nvcc. Raises UsageError where PyTorch computes a part of the op."""
-    if kernel.launch.torch_product:
-        raise UsageError(
-            f"the winner for {kernel.workload} goes on from PyTorch's own product, which plain CUDA does not "
-            "have: export a .py file"
-        )
-    stated = ", ".join((*kernel.declared, "long long rows", "cudaStream_t stream"))
-    lines = [
-        *kernel.summary,
-        "",
-        f"To compile it: nvcc -O3 -std=c++17 {arch_flag(kernel)} -c FILE.cu",
-        "",
-        f"int {kernel.op.name}_launch({stated})",
-        "",
-        "starts it on the current device and returns a cudaError_t, 0 for success.",
-        *kernel.conditions,
-    ]
-    return commented(lines) + "\n" + launched(kernel)
+    command = f"nvcc -O3 -std=c++17 {arch_flag(kernel)} -c FILE.cu"
+    returns = "starts it on the current device and returns a cudaError_t, 0 for success."
+    return head(kernel, command, ("cudaStream_t stream",), returns) + "\n" + launched(kernel)
 
 
 def launched(kernel: ExportedKernel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,11 @@ class ExportedKernel:
         if winner.launch is None or text is None:
             raise UsageError(
                 f"PyTorch won for {workload} on {winner.target.device}: there is no kernel to write out"
+            )
+        if workload.is_prepacked:
+            raise UsageError(
+                f"the kernel for {workload} takes a packed weight, and a source file has nothing to pack it "
+                "with: export a bundle, or tune it without prepacked"
             )
         if op.program(**dict(workload.options)).digest != workload.program:
             raise UsageError(f"{op.name} was edited since {workload} was tuned: tune it again")
@@ -148,6 +153,23 @@ class ExportedKernel:
         return [line.replace('"', "'").replace("\\", "/") for line in lines]
 
 
-def commented(lines: Iterable[str]) -> str:
-    """As the head of a C++ file."""
+def head(kernel: ExportedKernel, command: str, more: Sequence[str], returns: str) -> str:
+    """Of a file without PyTorch: what the kernel is, the command that compiles it, and its launcher, which
+    takes `more` arguments behind the rows. Raises UsageError where PyTorch computes a part of the op."""
+    if kernel.launch.torch_product:
+        raise UsageError(
+            f"the winner for {kernel.workload} goes on from PyTorch's own product, which a file without "
+            "PyTorch does not have: export a .py file"
+        )
+    arguments = ", ".join((*kernel.declared, "long long rows", *more))
+    lines = [
+        *kernel.summary,
+        "",
+        f"To compile it: {command}",
+        "",
+        f"int {kernel.op.name}_launch({arguments})",
+        "",
+        returns,
+        *kernel.conditions,
+    ]
     return "".join(f"// {line}".rstrip() + "\n" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ksearch import files
 from ksearch.errors import UsageError
 from ksearch.export.cpp import cpp_file
 from ksearch.export.cuda import cuda_file
@@ -36,9 +37,5 @@ def write_source(path: Path, store: Store, op: Op, winner: Winner) -> ExportedKe
     """Write the winner to `path`, over what is there. Raises UsageError where that cannot be, StoreError."""
     stored = None if winner.artifact is None else store.artifact(winner.artifact)
     kernel = ExportedKernel.of(op, winner, None if stored is None else stored.source)
-    text = source_text(kernel, path.suffix)
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    files.write_text(path, [source_text(kernel, path.suffix)])
     return kernel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ksearch.evaluate.confidence import bootstrap_ci
 from ksearch.pages.evidence import Compared
@@ -119,50 +119,55 @@ def roofline(view: WorkloadView, others: Sequence[Place]) -> Figure:
         return Figure(
             empty="The op is not known here, or its function has changed since, so its work is not known."
         )
-    is_linear = view.workload.inner > 0
     near = [each for each in others if each.device == here.device and each.name != here.name]
     x = [here.intensity, *(each.intensity for each in near)]
     low, high = min(x) / 2, max(x) * 2
-    top = here.rate(here.ceiling_us)
-    if is_linear:
-        roof_x, roof_y = [low, high], [top, top]
-        name = f"ceiling: a matrix product, {top:,.4g} Gop/s"
-    else:
-        roof_x, roof_y = [low, high], [here.bandwidth * low, here.bandwidth * high]
-        name = f"ceiling: a copy, {here.bandwidth:,.4g} GB/s"
-    data: list[Trace] = [
-        {
-            "type": "scatter", "mode": "lines", "name": name, "x": roof_x, "y": roof_y,
-            "line": {"color": "@strong", "width": 1.5}, "hoverinfo": "skip",
-        }
-    ]  # fmt: skip
-    if near:
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "name": "other workloads here",
-                "x": [each.intensity for each in near], "y": [each.rate(each.time_us) for each in near],
-                "marker": {"color": "@muted", "size": 6, "opacity": 0.5},
-                "text": [literal(each.name) for each in near],
-                "hovertemplate": "%{text}: %{y:.4~g} Gop/s<extra></extra>",
-            }
-        )  # fmt: skip
-    for each in view.compared:
-        if each.kind != "ceiling":
-            rate, name = here.rate(each.time_us), literal(each.name)
-            moved = here.cost.bytes / each.time_us / 1e3
-            data.append(
-                {
-                    "type": "scatter", "mode": "markers", "name": f"{name}, {each.percent_of_ceiling:.0f} %",
-                    "x": [here.intensity], "y": [rate],
-                    "marker": {"color": COLOURS[each.kind], "size": 11, "symbol": _SYMBOLS[each.kind]},
-                    "text": [f"{name}: {rate:,.4g} Gop/s, {moved:,.4g} GB/s"],
-                    "hovertemplate": "%{text}<extra></extra>",
-                }
-            )  # fmt: skip
-    rates = [top, *(y for trace in data[1:] for y in trace["y"])]
+    roof = _roof(here, low, high, is_linear=view.workload.inner > 0)
+    marks = [*([_neighbours(near)] if near else []), *_ran(view.compared, here)]
+    rates = [here.rate(here.ceiling_us), *(y for trace in marks for y in trace["y"])]
     layout: Layout = {
         "xaxis": log_axis([low, high], "operations for each byte that must move"),
         "yaxis": log_axis([min(rates) / 1.5, max(rates) * 1.5], "Gop/s"),
         "showlegend": True,
     }
-    return Figure((Variant("", data, layout),))
+    return Figure((Variant("", [roof, *marks], layout),))
+
+
+def _roof(here: Place, low: float, high: float, *, is_linear: bool) -> Trace:
+    """What bounds every kernel between two intensities: the rate of a product, or the bandwidth of a copy."""
+    if is_linear:
+        top = here.rate(here.ceiling_us)
+        y, name = [top, top], f"ceiling: a matrix product, {top:,.4g} Gop/s"
+    else:
+        y = [here.bandwidth * low, here.bandwidth * high]
+        name = f"ceiling: a copy, {here.bandwidth:,.4g} GB/s"
+    return {
+        "type": "scatter", "mode": "lines", "name": name, "x": [low, high], "y": y,
+        "line": {"color": "@strong", "width": 1.5}, "hoverinfo": "skip",
+    }  # fmt: skip
+
+
+def _neighbours(near: Sequence[Place]) -> Trace:
+    return {
+        "type": "scatter", "mode": "markers", "name": "other workloads here",
+        "x": [each.intensity for each in near], "y": [each.rate(each.time_us) for each in near],
+        "marker": {"color": "@muted", "size": 6, "opacity": 0.5},
+        "text": [literal(each.name) for each in near],
+        "hovertemplate": "%{text}: %{y:.4~g} Gop/s<extra></extra>",
+    }  # fmt: skip
+
+
+def _ran(compared: Sequence[Compared], here: Place) -> Iterator[Trace]:
+    """What ran in the final, each by its rate."""
+    for each in compared:
+        if each.kind == "ceiling":
+            continue
+        rate, name = here.rate(each.time_us), literal(each.name)
+        moved = here.cost.bytes / each.time_us / 1e3
+        yield {
+            "type": "scatter", "mode": "markers", "name": f"{name}, {each.percent_of_ceiling:.0f} %",
+            "x": [here.intensity], "y": [rate],
+            "marker": {"color": COLOURS[each.kind], "size": 11, "symbol": _SYMBOLS[each.kind]},
+            "text": [f"{name}: {rate:,.4g} Gop/s, {moved:,.4g} GB/s"],
+            "hovertemplate": "%{text}<extra></extra>",
+        }  # fmt: skip

@@ -45,7 +45,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class WinnerRow:
-    """One line of the table of winners; times are None where there is no winner yet."""
+    """One line of the table of winners; without a winner `time_us` is that of the best screening."""
 
     slug: str
     href: str
@@ -60,18 +60,18 @@ class WinnerRow:
     device: str
     backend: str
     arch: str
-    result: str
+    result: str = "none"
     """`kernel`, `pytorch` where PyTorch won, or `none` where there is no winner yet."""
-    time_us: float | None
-    baseline_us: float | None
-    ceiling_us: float | None
-    speedup: float | None
-    interval: tuple[float, float] | None
+    time_us: float | None = None
+    baseline_us: float | None = None
+    ceiling_us: float | None = None
+    speedup: float | None = None
+    interval: tuple[float, float] | None = None
     """Of the speed-up, with 95 % confidence."""
-    percent_of_ceiling: float | None
-    config: str
-    created: str
-    alarm: str
+    percent_of_ceiling: float | None = None
+    config: str = ""
+    created: str = ""
+    alarm: str = ""
     """Why the time is not to be trusted; empty where nothing speaks against it."""
 
     @property
@@ -208,21 +208,7 @@ def winner_row(winner: Winner, href: str) -> WinnerRow:
 
 def search_row(search: Search, href: str) -> WinnerRow:
     """The line of a workload without a winner."""
-    return _row(
-        search.workload,
-        search.target,
-        href,
-        result="none",
-        time_us=search.best_us,
-        baseline_us=None,
-        ceiling_us=None,
-        speedup=None,
-        interval=None,
-        percent_of_ceiling=None,
-        config="",
-        created=search.updated,
-        alarm="",
-    )
+    return _row(search.workload, search.target, href, time_us=search.best_us, created=search.updated)
 
 
 def _row(workload: Workload, target: Target, href: str, **known: Any) -> WinnerRow:
@@ -234,7 +220,7 @@ def _row(workload: Workload, target: Target, href: str, **known: Any) -> WinnerR
         shape=workload.shape_text,
         elements=workload.numel,
         dtype=workload.dtype,
-        policy=workload.policy,
+        policy=workload.mode,
         device=target.device,
         backend=target.backend,
         arch=target.arch,

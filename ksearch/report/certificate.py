@@ -30,6 +30,7 @@ def lines(winner: Winner, environment: Mapping[str, str]) -> list[tuple[str, str
         ("products", _products(known)),
         ("sanitizer", _sanitizer(known)),
         ("other rows", _near(known)),
+        ("packing", _packing(known)),
         ("kernel", _kernel(winner, known)),
         ("conditions", "; ".join(map(_condition, known.conditions or ()))),
         ("measured under", ", ".join(f"{name} {value}" for name, value in _ordered(environment))),
@@ -123,6 +124,13 @@ def _near(known: Certificate) -> str:
     if len(pairs) < 2:  # its own number of rows alone
         return ""
     return ", ".join(f"{text.times(speedup)} at {rows:,.0f}" for rows, speedup in pairs)
+
+
+def _packing(known: Certificate) -> str:
+    if known.packing is None:
+        return ""
+    took, size = text.time_us(known.packing.time_us), text.size(known.packing.size_bytes)
+    return f"the weight once, in {took} us that no sample counts, into {size} more"
 
 
 def _kernel(winner: Winner, known: Certificate) -> str:

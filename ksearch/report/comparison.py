@@ -60,7 +60,7 @@ def _result(winners: Sequence[Winner], found: Sequence[Mapping[str, Any]]) -> It
     yield _fact("", "op", [workload.op for workload in workloads])
     yield _fact("", "shape", [workload.shape_text for workload in workloads])
     yield _fact("", "dtype", [workload.dtype for workload in workloads])
-    yield _fact("", "policy", [workload.policy for workload in workloads])
+    yield _fact("", "policy", [workload.mode for workload in workloads])
     options = [dict(workload.options) for workload in workloads]
     for name in _names(options):
         yield _fact("", name, [each.get(name) for each in options])

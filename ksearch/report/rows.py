@@ -24,18 +24,32 @@ if TYPE_CHECKING:
     from ksearch.tuner import Report
 
 
-def winner_row(winner: Winner, db: str) -> dict[str, Any]:
-    """One winner, as `ksearch list` shows it."""
-    workload, target = winner.workload, winner.target
+def workload_row(workload: Workload) -> dict[str, Any]:
+    """What names a workload: every row that is about one begins with it."""
     return {
         "op": workload.op,
         "shape": list(workload.dims),
         "dtype": workload.dtype,
         "policy": workload.policy,
+        "prepacked": workload.is_prepacked,
         "options": dict(workload.options),
+    }
+
+
+def place_row(workload: Workload, target: Target) -> dict[str, Any]:
+    """A workload on a device."""
+    return {
+        **workload_row(workload),
         "device": target.device,
         "backend": target.backend,
         "arch": target.arch,
+    }
+
+
+def winner_row(winner: Winner, db: str) -> dict[str, Any]:
+    """One winner, as `ksearch list` shows it."""
+    return {
+        **place_row(winner.workload, winner.target),
         "status": winner.status,
         "time_us": winner.time_us,
         "baseline_us": winner.baseline_us,
@@ -78,7 +92,7 @@ def _result_row(result: Result, db: str) -> dict[str, Any]:
     """A winner's row where there is one, else what was asked for; `state` says what became of it."""
     entry = result.entry
     row: dict[str, Any] = {"op": entry.name, "shape": list(entry.shape), "dtype": entry.dtype}
-    row |= {"policy": entry.policy, "options": dict(entry.options)}
+    row |= {"policy": entry.policy, "prepacked": entry.prepacked, "options": dict(entry.options)}
     row |= {"trials": result.trials, "elapsed_s": result.elapsed_s}
     if result.report is not None:
         row |= tuned_row(result.report)
@@ -115,10 +129,7 @@ def trial_row(evaluation: Evaluation, workload: Workload, target: Target) -> dic
     """One evaluated candidate, as `ksearch trials` shows it."""
     outcome = evaluation.outcome
     return {
-        "op": workload.op,
-        "shape": list(workload.dims),
-        "dtype": workload.dtype,
-        "policy": workload.policy,
+        **workload_row(workload),
         "device": target.device,
         "study": evaluation.study,
         "number": evaluation.number,
@@ -135,16 +146,8 @@ def trial_row(evaluation: Evaluation, workload: Workload, target: Target) -> dic
 
 def gain_row(gain: Gain) -> dict[str, Any]:
     """What is to be gained of one workload, as `ksearch top` shows it."""
-    workload, target = gain.workload, gain.target
     return {
-        "op": workload.op,
-        "shape": list(workload.dims),
-        "dtype": workload.dtype,
-        "policy": workload.policy,
-        "options": dict(workload.options),
-        "device": target.device,
-        "backend": target.backend,
-        "arch": target.arch,
+        **place_row(gain.workload, gain.target),
         "calls": gain.calls,
         "time_us": gain.time_us,
         "ceiling_us": gain.ceiling_us,

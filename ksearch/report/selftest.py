@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from ksearch.report.grid import Column, Grid
+from ksearch.report.rows import workload_row
 
 if TYPE_CHECKING:
     from ksearch.selftest.alone import Tried
@@ -60,13 +61,8 @@ def selftest_row(all_tried: Sequence[Tried], op: str | None) -> dict[str, Any]:
 
 
 def _workload_row(tried: Tried) -> dict[str, Any]:
-    workload = tried.workload
     return {
-        "op": workload.op,
-        "shape": list(workload.dims),
-        "dtype": workload.dtype,
-        "policy": workload.policy,
-        "options": dict(workload.options),
+        **workload_row(tried.workload),
         "faults": [
             {"fault": kill.fault, "verdict": kill.verdict or "does not apply", "message": kill.message}
             for kill in tried.table.kills

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksearch.report import text
+from ksearch.report.rows import place_row, workload_row
 from ksearch.store.union import confirmed_speedup
 
 if TYPE_CHECKING:
@@ -28,24 +30,13 @@ def bundle_row(written: Written) -> dict[str, Any]:
 def bundle_line(written: Written) -> str:
     signed = ", signed" if written.signed else ""
     return (
-        f"{written.path}: {written.winners} winners, {written.kernels} binaries, "
-        f"{written.size_bytes / 1e6:.1f} MB{signed}, sha256 {written.sha256}"
+        f"{written.path}: {text.many(written.winners, 'winner')}, {text.many(written.kernels, 'kernel')}, "
+        f"{text.size(written.size_bytes)}{signed}, sha256 {written.sha256}"
     )
 
 
 def source_row(path: Path, kernel: ExportedKernel) -> dict[str, Any]:
-    workload, target = kernel.workload, kernel.winner.target
-    return {
-        "source": str(path),
-        "op": workload.op,
-        "shape": list(workload.dims),
-        "dtype": workload.dtype,
-        "policy": workload.policy,
-        "options": dict(workload.options),
-        "device": target.device,
-        "backend": target.backend,
-        "arch": target.arch,
-    }
+    return {"source": str(path), **place_row(kernel.workload, kernel.winner.target)}
 
 
 def source_line(path: Path, kernel: ExportedKernel) -> str:
@@ -65,10 +56,10 @@ def added_row(added: Added) -> dict[str, Any]:
 
 
 def added_lines(added: Added) -> Iterator[str]:
-    count = len(added.conflicts)
+    winners, trials = text.many(added.winners, "winner"), text.many(added.trials, "trial")
     yield (
-        f"{added.source}: {added.winners} winners are in force now, {added.history} kept as history, "
-        f"{added.known} known before; {added.trials} trials; {count} conflict{'s' * (count != 1)}"
+        f"{added.source}: {winners} in force now, {added.history:,} kept as history, "
+        f"{added.known:,} known before; {trials}; {text.many(len(added.conflicts), 'conflict')}"
     )
     for conflict in added.conflicts:
         verb = "took" if conflict.taken else "kept"
@@ -79,13 +70,8 @@ def added_lines(added: Added) -> Iterator[str]:
 
 def _conflict_row(conflict: Conflict) -> dict[str, Any]:
     kept, dropped = conflict.kept, conflict.dropped
-    workload = kept.workload
     return {
-        "op": workload.op,
-        "shape": list(workload.dims),
-        "dtype": workload.dtype,
-        "policy": workload.policy,
-        "options": dict(workload.options),
+        **workload_row(kept.workload),
         "device": kept.target.device,
         "kept": "source" if conflict.taken else "db",
         "kept_confirmed_speedup": confirmed_speedup(kept),

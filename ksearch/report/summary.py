@@ -11,13 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ksearch import operators
+from ksearch.certificate import Certificate, disturbances
 from ksearch.errors import KsearchError
+from ksearch.operators.program import Role
 from ksearch.operators.signature import NONE
 from ksearch.report import certificate, text
 from ksearch.types import Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.tuner import Report
+
+_SHOWN_S = 0.05
+"""Phases that took less are none that anyone would look into."""
 
 
 def tuned(report: Report, op: str, *, default_db: str) -> RenderableType:
@@ -29,7 +34,8 @@ def tuned(report: Report, op: str, *, default_db: str) -> RenderableType:
     facts.add_row("tried", f"{_tried(report.trials, report.failures)}; ended: {report.ended}")
     for status, message in report.first_failures.items():
         facts.add_row("", Text(f"first {status}: {message}"))
-    phases = ", ".join(f"{name} {text.duration(seconds)}" for name, seconds in report.phases_s.items())
+    long = {name: seconds for name, seconds in report.phases_s.items() if seconds >= _SHOWN_S}
+    phases = ", ".join(f"{name} {text.duration(seconds)}" for name, seconds in long.items())
     facts.add_row("took", text.duration(report.elapsed_s) + (f": {phases}" if phases else ""))
     facts.add_row("stored", Text(report.db))
     return Group(
@@ -76,6 +82,7 @@ def snippet(winner: Winner, op: str, db: str, default_db: str) -> str:
     """The lines of Python that load the winner and run it."""
     workload = winner.workload
     more = "" if workload.policy == "strict" else f", policy={workload.policy!r}"
+    more += ", prepacked=weight" if workload.is_prepacked else ""
     more += "".join(f", {name}={_python(value)}" for name, value in workload.options)
     if db != default_db:
         more += f", db={db!r}"
@@ -92,7 +99,9 @@ def _tensors(op: str, workload: Workload) -> str:
     """What the op is called with: `x, weight`; an op that cannot be found here has one tensor at least."""
     roles = dict(workload.options)  # not of `inputs_for`, which traces the op: torch takes 1.5 s to import
     try:
-        return ", ".join(item.name for item in operators.resolve(op).inputs if roles.get(item.name) != NONE)
+        inputs = [item for item in operators.resolve(op).inputs if roles.get(item.name) != NONE]
+        kept = workload.is_prepacked  # the handle has the weight
+        return ", ".join(item.name for item in inputs if not (kept and item.role is Role.RIGHT))
     except KsearchError:
         return "x"
 
@@ -148,10 +157,14 @@ def _add_certainty(facts: Table, winner: Winner) -> None:
         facts.add_row("sure", interval)
     if alarm := winner.certificate.get("alarm"):
         facts.add_row(Text("alarm", style="bold red"), Text(alarm))
+    conditions = Certificate.read(winner.certificate).conditions or ()
+    if disturbed := disturbances(conditions, winner.target):
+        said = f"{', '.join(disturbed)} while it was measured"
+        facts.add_row(Text("busy", style="yellow"), Text(said))
 
 
 def _tried(trials: int, failures: Mapping[str, int]) -> str:
     failed = sum(failures.values())
-    return f"{trials} candidates, " + (
+    return f"{text.many(trials, 'candidate')}, " + (
         f"{failed} failed: {text.counts(failures)}" if failed else "none failed"
     )

@@ -42,7 +42,7 @@ _PLACE = (
 
 def _place(workload: Workload, target: Target) -> tuple[str, ...]:
     options = "".join(f" {name}={value}" for name, value in workload.options)
-    return workload.op + options, workload.shape_text, workload.dtype, workload.policy, target.device
+    return workload.op + options, workload.shape_text, workload.dtype, workload.mode, target.device
 
 
 def winners(found: Iterable[Winner], now: datetime) -> Grid:

@@ -37,6 +37,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def size(count: int) -> str:
+    """`22.4 MB`; below one, `16.0 KB`. Both are decimal."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} KB"
+
+
+def many(count: int, noun: str) -> str:
+    """`1 winner`, `2 winners`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def age(created: str, now: datetime) -> str:
     """`5 min`, `3 h` or `12 d` before `now`; `-` where it is not known."""
     try:

@@ -66,7 +66,7 @@ def _certified(interval: Sequence[float] | None) -> str:
 
 def summary(found: Sequence[Verified]) -> str:
     """`12 winners: 10 holds, 1 slower, 1 left`."""
-    return f"{len(found)} winner{'' if len(found) == 1 else 's'}: {text.counts(_counts(found))}"
+    return f"{text.many(len(found), 'winner')}: {text.counts(_counts(found))}"
 
 
 def _counts(found: Sequence[Verified]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,19 @@ class Row:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A parameter as Optuna keeps it."""
+
+    distribution: CategoricalDistribution
+    text: str
+
+    @classmethod
+    def of(cls, choices: Sequence[ConfigValue]) -> _Axis:
+        distribution = CategoricalDistribution(tuple(choices))
+        return cls(distribution, distribution_to_json(distribution))
+
+
 def write(url: str, name: str, values: Mapping[str, Sequence[ConfigValue]], rows: Sequence[Row]) -> None:
     """Add to the study of that name the configs that it does not have yet. Raises the database's own errors.
 
@@ -42,47 +56,50 @@ def write(url: str, name: str, values: Mapping[str, Sequence[ConfigValue]], rows
         done = {canonical_json(trial.params) for trial in known}
         fresh = [row for row in rows if canonical_json(row.config) not in done]
         # All values, not those in use: a rule may change, a choice of Optuna's may not.
-        axes = {axis: CategoricalDistribution(tuple(choices)) for axis, choices in values.items()}
-        texts = {axis: distribution_to_json(choices) for axis, choices in axes.items()}
-        now = datetime.now(UTC).replace(tzinfo=None)
-        details: dict[Any, list[dict[str, Any]]] = {}
+        axes = {axis: _Axis.of(choices) for axis, choices in values.items()}
+        facts: defaultdict[type[models.BaseModel], list[dict[str, Any]]] = defaultdict(list)
         with storage.engine.begin() as connection:
             for number, row in enumerate(fresh, len(known)):
-                passed = row.outcome.status is Status.PASSED
-                trial = {
-                    "number": number,
-                    "study_id": study._study_id,
-                    "state": TrialState.COMPLETE if passed else TrialState.PRUNED,
-                    "datetime_start": now,
-                    "datetime_complete": now,
-                }
-                inserted = connection.execute(
-                    models.TrialModel.__table__.insert(), trial
-                ).inserted_primary_key
-                assert inserted is not None
-                key = {"trial_id": inserted[0]}
-                if passed:
-                    value = {"objective": 0, "value": row.outcome.time_us, "value_type": "FINITE"}
-                    details.setdefault(models.TrialValueModel, []).append({**key, **value})
-                details.setdefault(models.TrialParamModel, []).extend(
-                    {
-                        **key,
-                        "param_name": axis,
-                        "param_value": axes[axis].to_internal_repr(value),
-                        "distribution_json": texts[axis],
-                    }
-                    for axis, value in row.config.items()
-                )
-                about = {
-                    "number": row.number,
-                    "status": str(row.outcome.status),
-                    "message": row.outcome.message,
-                }
-                details.setdefault(models.TrialUserAttributeModel, []).extend(
-                    {**key, "key": fact, "value_json": json.dumps(value)} for fact, value in about.items()
-                )
-            for model, facts in details.items():
-                connection.execute(model.__table__.insert(), facts)
+                key = _insert(connection, study._study_id, number, row.outcome)
+                for model, fact in _facts(row, axes):
+                    facts[model].append({"trial_id": key, **fact})
+            for model, found in facts.items():
+                connection.execute(model.__table__.insert(), found)
+
+
+def _insert(connection: Any, study: int, number: int, outcome: Outcome) -> int:
+    """A trial without its facts, into Optuna's database: its key. A failed one is PRUNED (`Study.tell`)."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    trial = {
+        "number": number,
+        "study_id": study,
+        "state": TrialState.COMPLETE if outcome.status is Status.PASSED else TrialState.PRUNED,
+        "datetime_start": now,
+        "datetime_complete": now,
+    }
+    inserted = connection.execute(models.TrialModel.__table__.insert(), trial).inserted_primary_key
+    assert inserted is not None
+    return int(inserted[0])
+
+
+def _facts(row: Row, axes: Mapping[str, _Axis]) -> Iterator[tuple[type[models.BaseModel], dict[str, Any]]]:
+    """What hangs on a trial: its value, its parameters, what became of it."""
+    outcome = row.outcome
+    if outcome.status is Status.PASSED:
+        yield models.TrialValueModel, {"objective": 0, "value": outcome.time_us, "value_type": "FINITE"}
+    for name, value in row.config.items():
+        axis = axes[name]
+        yield (
+            models.TrialParamModel,
+            {
+                "param_name": name,
+                "param_value": axis.distribution.to_internal_repr(value),
+                "distribution_json": axis.text,
+            },
+        )
+    about = {"number": row.number, "status": str(outcome.status), "message": outcome.message}
+    for name, said in about.items():
+        yield models.TrialUserAttributeModel, {"key": name, "value_json": json.dumps(said)}
 
 
 _ATTEMPTS = 3

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -168,31 +168,18 @@ class Store:
         if binary is not None and digest(binary) != winner.artifact:
             raise StoreError(f"cannot promote {winner.workload}: the binary is not the one that was measured")
         at = now()
-        versions = dict(environment)
-        environment_digest = digest(canonical_json(versions))[:32]
+        versions = EnvironmentRow.of(environment)
         with self._write() as session:
             if binary is not None and source is not None:
                 session.merge(ArtifactRow(digest=winner.artifact, source=source, binary=binary, log=log))
-            session.merge(EnvironmentRow(digest=environment_digest, versions=versions))
+            session.merge(versions)
             for older in session.scalars(queries.in_force(winner.workload, winner.target)):
                 older.superseded = at
             session.flush()  # the older one leaves before the new one enters: one in force at a time
-            session.add(
-                WinnerRow(
-                    workload_key=queries.workload_key(session, winner.workload),
-                    target_id=queries.target_id(session, winner.target),
-                    target_key=winner.target.key,
-                    config=None if winner.config is None else dict(winner.config),
-                    launch=None if winner.launch is None else asdict(winner.launch),
-                    artifact_digest=winner.artifact,
-                    time_us=winner.time_us,
-                    baseline_us=winner.baseline_us,
-                    ceiling_us=winner.ceiling_us,
-                    certificate=winner.certificate,
-                    environment_digest=environment_digest,
-                    created=winner.created or at,
-                )
-            )
+            key = queries.workload_key(session, winner.workload)
+            target_id = queries.target_id(session, winner.target)
+            dated = replace(winner, created=winner.created or at)
+            session.add(WinnerRow.of(dated, key, target_id, versions))
 
     def find(self, workload: Workload, target: Target) -> Winner | None:
         """The winner in force."""
@@ -239,6 +226,7 @@ class Store:
             WorkloadRow.program == workload.program,
             WorkloadRow.dtype == workload.dtype,
             WorkloadRow.policy == workload.policy,
+            WorkloadRow.regime == workload.regime,
             WorkloadRow.key != workload.key,
             WinnerRow.target_key == target.key,
             WinnerRow.artifact_digest.is_not(None),

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Text, func, select, type_coerce
+from sqlalchemy import Text, case, func, select, type_coerce
 
 from ksearch.database import open_readonly
 from ksearch.store import engine, queries
 from ksearch.store.schema import EvaluationRow, TargetRow, WinnerRow, WorkloadRow
-from ksearch.types import Option, Target, Winner, Workload
+from ksearch.types import PREPACKED, Option, Target, Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.store import Store
@@ -36,7 +36,8 @@ class Listed:
     op: str
     dims: tuple[int, ...]
     dtype: str
-    policy: str
+    mode: str
+    """As `Workload.mode`."""
     options: tuple[tuple[str, Option], ...]
     is_kernel: bool
     """PyTorch won where it is not."""
@@ -103,8 +104,9 @@ class Listing:
     def winners(self, after: int = 0) -> list[Listed]:
         """Those in force, beyond the row of that number, oldest first."""
         w, n = WorkloadRow, WinnerRow
+        mode = case((w.regime == PREPACKED, w.policy + f" {PREPACKED}"), else_=w.policy)
         columns = (
-            n.id, n.workload_key, n.target_id, w.op, w.shape, w.inner, w.dtype, w.policy,
+            n.id, n.workload_key, n.target_id, w.op, w.shape, w.inner, w.dtype, mode,
             type_coerce(w.options, Text), n.artifact_digest.is_not(None),
             n.time_us, n.baseline_us, n.ceiling_us, n.created,
         )  # fmt: skip
@@ -113,8 +115,8 @@ class Listing:
             query = query.where(n.id > after)
         with self._store._read() as session:
             found = [
-                Listed(number, key, target, op, _dims(shape, inner), dtype, policy, _options(options), *rest)
-                for number, key, target, op, shape, inner, dtype, policy, options, *rest
+                Listed(number, key, target, op, _dims(shape, inner), dtype, mode, _options(options), *rest)
+                for number, key, target, op, shape, inner, dtype, mode, options, *rest
                 in session.execute(query)
             ]  # fmt: skip
         return sorted(found, key=lambda each: each.number)

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from ksearch.store import queries
 from ksearch.store.schema import EvaluationRow, TargetRow, WinnerRow, WorkloadRow
-from ksearch.types import Target, Winner, Workload
+from ksearch.types import PREPACKED, Target, Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.store import Store
@@ -58,6 +58,7 @@ class Filter:
     """`Workload.dims`."""
     dtype: str | None = None
     policy: str | None = None
+    prepacked: bool | None = None
     device: str | None = None
     """A backend (`cuda:1` is `cuda`), or part of a device's name."""
     since: str | None = None
@@ -240,6 +241,9 @@ def _of_place(asked: Filter) -> Iterator[ColumnElement[bool]]:
         yield WorkloadRow.dtype == asked.dtype
     if asked.policy is not None:
         yield WorkloadRow.policy == asked.policy
+    if asked.prepacked is not None:
+        is_prepacked = WorkloadRow.regime == PREPACKED
+        yield is_prepacked if asked.prepacked else ~is_prepacked
     if asked.device is not None:
         part = func.instr(func.lower(TargetRow.device), asked.device.lower()) > 0
         yield or_(TargetRow.backend == asked.device.partition(":")[0], part)

@@ -6,6 +6,8 @@ of its. `ksearch.runtime.lookup` reads `winners` and `artifacts` by plain SQL, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary, UniqueConstraint, text
@@ -13,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from ksearch import records
 from ksearch.store.values import Evaluation
-from ksearch.types import Launch, Option, Outcome, Status, Target, Winner, Workload
+from ksearch.types import Launch, Option, Outcome, Status, Target, Winner, Workload, canonical_json, digest
 
 
 class Base(DeclarativeBase):
@@ -127,6 +129,11 @@ class EnvironmentRow(Base):
     digest: Mapped[str] = mapped_column(primary_key=True)
     versions: Mapped[dict[str, Any]]
     """ksearch, torch, driver, CUDA, compiler, python, os."""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> EnvironmentRow:
+        versions = dict(environment)
+        return cls(digest=digest(canonical_json(versions))[:32], versions=versions)
 
 
 class ArtifactRow(Base):
@@ -247,6 +254,24 @@ class WinnerRow(Base):
             postgresql_where=text("superseded IS NULL"),
         ),
     )
+
+    @classmethod
+    def of(cls, winner: Winner, workload_key: str, target_id: int, environment: EnvironmentRow) -> WinnerRow:
+        """In force; the keys are those of the rows that it belongs to."""
+        return cls(
+            workload_key=workload_key,
+            target_id=target_id,
+            target_key=winner.target.key,
+            config=None if winner.config is None else dict(winner.config),
+            launch=None if winner.launch is None else asdict(winner.launch),
+            artifact_digest=winner.artifact,
+            time_us=winner.time_us,
+            baseline_us=winner.baseline_us,
+            ceiling_us=winner.ceiling_us,
+            certificate=winner.certificate,
+            environment_digest=environment.digest,
+            created=winner.created,
+        )
 
     def value(self) -> Winner:
         winner = Winner(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import Select, select, update
@@ -191,11 +191,10 @@ class Union:
         self._in_force[_place(record.winner)] = number, _rank(record)
 
     def _insert(self, record: Record) -> None:
-        winner, versions = record.winner, dict(record.environment)
-        environment = digest(canonical_json(versions))[:32]
-        if environment not in self._environments:
-            self._session.merge(EnvironmentRow(digest=environment, versions=versions))
-            self._environments.add(environment)
+        winner, versions = record.winner, EnvironmentRow.of(record.environment)
+        if versions.digest not in self._environments:
+            self._session.merge(versions)
+            self._environments.add(versions.digest)
         if record.artifact is not None and winner.artifact not in self._artifacts:
             stored = record.artifact()
             row = ArtifactRow(
@@ -205,22 +204,8 @@ class Union:
             self._session.flush()
             self._session.expunge(row)  # binaries of a large union would fill the memory
             self._artifacts.add(str(winner.artifact))
-        key, target = self._where(winner.workload, winner.target)
-        new = WinnerRow(
-            workload_key=key,
-            target_id=target,
-            target_key=winner.target.key,
-            config=None if winner.config is None else dict(winner.config),
-            launch=None if winner.launch is None else asdict(winner.launch),
-            artifact_digest=winner.artifact,
-            time_us=winner.time_us,
-            baseline_us=winner.baseline_us,
-            ceiling_us=winner.ceiling_us,
-            certificate=winner.certificate,
-            environment_digest=environment,
-            created=winner.created,
-            superseded=record.superseded,
-        )
+        new = WinnerRow.of(winner, *self._where(winner.workload, winner.target), versions)
+        new.superseded = record.superseded
         self._session.add(new)
         self._session.flush()
         self._keep(new.id, record)

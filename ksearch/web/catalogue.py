@@ -66,10 +66,8 @@ class Catalogue:
                 self._read_all()
                 return
             self._read_new()
-            if (
-                self._sums.won,
-                self._sums.numbers,
-            ) != self.listing.check():  # a merge brought an older winner back
+            known = self._sums.won, self._sums.numbers
+            if known != self.listing.check():  # a merge brought an older winner back
                 self._read_all()
 
     def latest(self) -> Entry | None:
@@ -180,8 +178,7 @@ class Catalogue:
                 fresh[name] = tried
         workloads = self.listing.workloads([tried.workload_key for tried in fresh.values()])
         for name, tried in fresh.items():
-            workload, target = workloads[tried.workload_key], self._targets[tried.target_id]
-            self._entries[name] = of_search(name, workload, target)
+            self._entries[name] = of_search(workloads[tried.workload_key], self._targets[tried.target_id])
         return [self._entries[name] for name in fresh]
 
     def _values(self, facet: str) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ksearch.store.listing import Listed
-from ksearch.types import Option, Target, Workload, digest
+from ksearch.types import Target, Workload, digest
 
 
 @dataclass(slots=True, eq=False)
@@ -22,18 +22,18 @@ class Entry:
     dims: tuple[int, ...]
     dtype: str
     device: str
-    result: str
-    """`kernel`, `pytorch` where PyTorch won, or `none` where there is no winner."""
-    number: int
-    """Of the winner's row; 0 without one, as are its figures."""
-    time_us: float
-    baseline_us: float
-    speedup: float
-    percent_of_ceiling: float
-    created: str
     elements: int
     words: str
     """What a search looks into, in lower case."""
+    result: str = "none"
+    """`kernel`, `pytorch` where PyTorch won, or `none` where there is no winner."""
+    number: int = 0
+    """Of the winner's row; 0 without one, as are its figures."""
+    time_us: float = 0.0
+    baseline_us: float = 0.0
+    speedup: float = 0.0
+    percent_of_ceiling: float = 0.0
+    created: str = ""
 
     FIGURES = ("result", "number", "time_us", "baseline_us", "speedup", "percent_of_ceiling", "created")
     """What a later winner changes."""
@@ -45,14 +45,10 @@ def identity(workload_key: str, target: Target) -> str:
 
 
 def of_winner(winner: Listed, target: Target) -> Entry:
-    return Entry(
-        identity=identity(winner.workload_key, target),
-        workload_key=winner.workload_key,
-        target=target,
-        op=winner.op,
-        dims=winner.dims,
-        dtype=winner.dtype,
-        device=target.device,
+    return _entry(
+        winner,
+        winner.workload_key,
+        target,
         result="kernel" if winner.is_kernel else "pytorch",
         number=winner.number,
         time_us=winner.time_us,
@@ -60,41 +56,33 @@ def of_winner(winner: Listed, target: Target) -> Entry:
         speedup=winner.baseline_us / winner.time_us,
         percent_of_ceiling=100 * winner.ceiling_us / winner.time_us,
         created=winner.created,
-        elements=math.prod(winner.dims),
-        words=_words(winner.op, winner.dims, winner.dtype, winner.policy, winner.options, target),
     )
 
 
-def of_search(name: str, workload: Workload, target: Target) -> Entry:
-    facts = (workload.op, workload.dims, workload.dtype, workload.policy, workload.options, target)
+def of_search(workload: Workload, target: Target) -> Entry:
+    """Of a workload without a winner."""
+    return _entry(workload, workload.key, target)
+
+
+def _entry(named: Listed | Workload, workload_key: str, target: Target, **figures: Any) -> Entry:
     return Entry(
-        identity=name,
-        workload_key=workload.key,
+        identity=identity(workload_key, target),
+        workload_key=workload_key,
         target=target,
-        op=workload.op,
-        dims=workload.dims,
-        dtype=workload.dtype,
+        op=named.op,
+        dims=named.dims,
+        dtype=named.dtype,
         device=target.device,
-        result="none",
-        number=0,
-        time_us=0.0,
-        baseline_us=0.0,
-        speedup=0.0,
-        percent_of_ceiling=0.0,
-        created="",
-        elements=math.prod(workload.dims),
-        words=_words(*facts),
+        elements=math.prod(named.dims),
+        words=_words(named, target),
+        **figures,
     )
 
 
-def _words(
-    op: str,
-    dims: tuple[int, ...],
-    dtype: str,
-    policy: str,
-    options: Iterable[tuple[str, Option]],
-    target: Target,
-) -> str:
-    named = " ".join(f"{name}={value}" for name, value in options)
-    shape = "x".join(map(str, dims))
-    return f"{op} {shape} {dtype} {policy} {named} {target.device} {target.backend} {target.arch}".lower()
+def _words(named: Listed | Workload, target: Target) -> str:
+    options = " ".join(f"{name}={value}" for name, value in named.options)
+    shape = "x".join(map(str, named.dims))
+    return (
+        f"{named.op} {shape} {named.dtype} {named.mode} {options} "
+        f"{target.device} {target.backend} {target.arch}"
+    ).lower()

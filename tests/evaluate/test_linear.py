@@ -240,11 +240,6 @@ def test_what_is_timed_is_a_layer_as_it_is_initialised() -> None:
 # The worker
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("binaries")
-
-
 ROWS, INNER, COLS = 41, 300, 100
 
 

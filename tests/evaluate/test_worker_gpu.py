@@ -35,19 +35,9 @@ def build(body: str, folder: Path, cols: int = COLS) -> Candidate:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("binaries")
-
-
-@pytest.fixture(scope="module")
 def started() -> Iterator[tuple[Worker, Ready]]:
     with Worker(job(), timeout_s=4.0) as worker:
         yield worker, worker.start()
-
-
-@pytest.fixture
-def worker(started: tuple[Worker, Ready]) -> Worker:
-    return started[0]
 
 
 @pytest.fixture(scope="module")

@@ -271,11 +271,11 @@ def test_a_cuda_file_runs(case: tuple, tmp_path: Path) -> None:
 
 
 def test_every_field_of_a_launch_is_known_to_the_launcher() -> None:
-    """Who adds one must say here what the exported launcher does with it."""
+    """Who adds one must say here what the exported launcher does with it; what packs is refused before."""
     written = {
         "work_per_row", "work_per_block", "block", "cluster", "split", "smem_bytes", "persistent", "threads",
         "workspace_bytes", "alignment", "entry", "scratch_bytes", "maps", "before", "after", "torch_product",
-        "most_rows", "in_place",
+        "most_rows", "in_place", "pack", "packed_bytes",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(Launch)} == written
 

@@ -20,7 +20,8 @@ def printed(renderable: RenderableType, width: int = 200) -> str:
 
 def report_of(winner: Winner) -> Report:
     first = {"compile_error": "rowwise.cpp.j2:31: expected ';' [x]", "wrong": "row 3 is zero"}
-    return Report(winner, 50, {"compile_error": 2, "wrong": 1}, 48.31, "/d/k.db", first, {"compile": 12.0})
+    phases_s = {"admit": 0.04, "compile": 12.0}
+    return Report(winner, 50, {"compile_error": 2, "wrong": 1}, 48.31, "/d/k.db", first, phases_s)
 
 
 def test_after_tuning_a_person_sees_what_to_act_on(winner: Winner) -> None:
@@ -53,6 +54,16 @@ def test_the_lines_of_python_are_python_that_loads_this_workload(winner: Winner)
     assert unknown.endswith("\ny = layernorm(x)")
     unbounded = replace(winner, workload=replace(winner.workload, options=(("max", math.inf), ("min", -1.0))))
     assert "max=float('inf'), min=-1.0" in summary.snippet(unbounded, "clamp", "/d/k.db", "/d/k.db")
+
+
+def test_a_machine_that_was_busy_is_told_of(winner: Winner) -> None:
+    def said_under(load: float) -> str:
+        known = {**winner.certificate, "conditions": [{"when": "after", "load_average": load}]}
+        busy = replace(winner, certificate=known)
+        return printed(summary.tuned(report_of(busy), "softmax", default_db="/d/k.db"))
+
+    assert "a load of 6.0 on 2 threads while it was measured" in said_under(6.0)
+    assert "while it was measured" not in said_under(2.0), "its own two threads"
 
 
 def test_where_pytorch_won_it_is_said(baseline: Winner) -> None:

@@ -16,6 +16,18 @@ def test_time(value: float | None, expected: str) -> None:
     assert text.time_us(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0.0 KB"), (15_999, "16.0 KB"), (999_999, "1000.0 KB"), (22_400_000, "22.4 MB")],
+)
+def test_size(count: int, expected: str) -> None:
+    assert text.size(count) == expected
+
+
+def test_one_is_not_many() -> None:
+    assert [text.many(count, "kind") for count in (0, 1, 2000)] == ["0 kinds", "1 kind", "2,000 kinds"]
+
+
 def test_what_is_not_finite_is_a_dash() -> None:
     assert text.time_us(math.nan) == text.times(math.inf) == text.percent(math.nan) == "-"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 
 from ksearch import backends, env, operators, runtime
 from ksearch.backends import LaunchError
 from ksearch.errors import NoSuchDevice
+from ksearch.runtime import launcher
 from ksearch.store import Store
 from ksearch.types import Launch, Target, Winner, digest
 
@@ -78,6 +80,14 @@ def _fresh_runtime():
     runtime.refresh()
     yield
     runtime.refresh()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled launcher: it takes 10 s."""
+    path = tmp_path_factory.mktemp("launcher") / "launcher.so"
+    launcher.build(path)
+    return path
 
 
 def promote(op, shape, value: float | None = 42.0, *, dtype="float32", alignment=4, **options) -> Winner:

@@ -172,7 +172,7 @@ def test_counts_are_added_to_those_of_a_file_that_is_there(path: Path) -> None:
 def test_what_a_kernel_cannot_take_is_told_apart(path: Path) -> None:
     with ksearch.capture(path) as captured:
         X.t().softmax(-1)
-        X.cumsum(0)
+        X.cumsum(-1, dtype=torch.float64)
         X.double().softmax(-1)
         X + 1
         torch.empty(0, 8).softmax(-1)
@@ -183,7 +183,7 @@ def test_what_a_kernel_cannot_take_is_told_apart(path: Path) -> None:
     assert (plain.needs, plain.shape, plain.calls) == ("", (8, 4), 1)
     assert captured.passed_over.total() == 4
     text = path.read_text()
-    assert "cumsum: dim=0 is not the last one" in text
+    assert "cumsum: dtype=torch.float64 is not that of the input" in text
     assert "softmax: there are no kernels for float64" in text
 
 

@@ -14,7 +14,7 @@ import torch
 import ksearch
 from ksearch import operators
 from ksearch.errors import UsageError
-from ksearch.runtime import dispatch, dispatcher, loader, refresh
+from ksearch.runtime import dispatch, dispatcher, loader, presence, refresh
 from tests.runtime.conftest import promote
 
 SHAPE = (4, 8)
@@ -199,11 +199,12 @@ def test_whether_there_is_a_kernel_depends_on_which_option_has_a_value(backend, 
 
 
 def test_what_is_kept_of_questions_has_an_end(backend, monkeypatch):
-    monkeypatch.setattr(dispatch, "_MOST_ROUTES", 3)
+    for module in (dispatch, presence):
+        monkeypatch.setattr(module, "MOST_ROUTES", 3)
     softmax = ksearch.ops.softmax
     for rows in range(1, 12):
         assert not softmax.has_kernel((torch.randn(rows, 8),), {})
-        assert len(softmax._kernels) <= 3
+        assert len(softmax._presence._known) <= 3
         assert len(softmax._handles) <= 3
 
 

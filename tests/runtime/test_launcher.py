@@ -25,13 +25,6 @@ SHAPE = (6, 40)
 OPS = ("softmax", "gelu", "add_rmsnorm")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("launcher") / "launcher.so"
-    launcher.build(path)
-    return path
-
-
 @pytest.fixture(scope="module", params=BACKENDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("winners")

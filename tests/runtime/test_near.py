@@ -189,7 +189,7 @@ def test_no_winners_are_known_where_there_is_no_database():
 def test_disable_runs_pytorch_and_looks_into_no_database(measured, backend, monkeypatch, caplog):
     monkeypatch.setenv("KSEARCH_DISABLE", "1")
     monkeypatch.setenv("KSEARCH_DB", "/no/such/file")
-    monkeypatch.setattr("ksearch.runtime.lookup._opened", lambda path: pytest.fail("it was opened"))
+    monkeypatch.setattr("ksearch.runtime.lookup._rows", lambda *_, **__: pytest.fail("it was opened"))
     handle = ksearch.load("softmax", (4, 8))
     assert (handle.match, handle.reason) == (Match.FALLBACK, "KSEARCH_DISABLE is set")
     x = torch.randn(4, 8)

@@ -119,7 +119,7 @@ def test_everything_is_decided_once_for_each_way_of_calling(backend, monkeypatch
 
 
 def test_numbers_in_place_of_tensors_are_not_kept_without_end(backend, monkeypatch):
-    monkeypatch.setattr("ksearch.runtime.dispatch._MOST_ROUTES", 8)
+    monkeypatch.setattr("ksearch.runtime.dispatch.MOST_ROUTES", 8)
     promote("mul", SHAPE)
     x = draw(*SHAPE)
     for step in range(100):

@@ -66,6 +66,6 @@ def test_a_fault_that_is_not_found_is_told_not_kept_and_status_1(
 
 def test_what_cannot_be_asked_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["selftest", "--shape", "4x4"]) == 2
-    assert "--shape and --option are for a named OP" in capsys.readouterr().err
+    assert "--shape, --prepacked and --option are for a named OP" in capsys.readouterr().err
     assert cli.main(["selftest", "sofmax"]) == 2
     assert "did you mean softmax" in capsys.readouterr().err

@@ -75,9 +75,10 @@ def test_what_an_op_has_not_is_not_planted() -> None:
 
 def test_a_fault_is_planted_in_the_kernel_that_has_its_place() -> None:
     """The first guess for few long rows shares them; that for many does not, and subtracts in one pass."""
-    few = made("softmax", (1, 100_000), "float32", cpu())["missing barrier"]
-    assert few.config is not None
-    assert few.config["split"] is True
+    for op in ("softmax", "cumsum"):
+        few = made(op, (1, 100_000), "float32", cpu())["missing barrier"]
+        assert few.config is not None
+        assert few.config["split"] is True
     plan = plan_for("softmax", (131, 65_536), "float32", TARGETS["sm_90"])
     assert plan.guesses[0]["reduction"] == "online"
     no_max = made("softmax", (131, 65_536), "float32", TARGETS["sm_90"])["no maximum subtracted"]

@@ -17,10 +17,8 @@ from tests.browsed import BEGUN, CPU, H200, HALF, LINEAR, SOFTMAX, WIDE
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    path = tmp_path_factory.mktemp("browsed") / "k.db"
-    browsed.fill(path)
-    with Store.open(path, readonly=True) as opened:
+def store(filled: Path) -> Iterator[Store]:
+    with Store.open(filled, readonly=True) as opened:
         yield opened
 
 
