@@ -16,7 +16,7 @@ from _seats import Row, first_line
 
 from ksearch import backends
 from ksearch.errors import KsearchError
-from ksearch.selftest.alone import OPS, Tried, selftest
+from ksearch.selftest.alone import CASES, Tried, selftest
 from ksearch.selftest.mutants import descriptions
 from ksearch.types import ITEMSIZE
 
@@ -26,10 +26,12 @@ _MORE_OPS = (
     "layernorm",
     "rmsnorm",
     "log_softmax",
+    "argmax",
+    "cross_entropy",
     "linear_sigmoid_sum",
     "linear_logsumexp",
 )
-"""Beside one op of each family: of several inputs, with weights, with sums after a linear."""
+"""Beside those of each family: of several inputs, with weights, places, targets, sums after a linear."""
 
 
 def row(tried: Tried, took_s: float) -> Row:
@@ -71,7 +73,7 @@ def _counted(counts: Counter[str]) -> str:
 def main() -> None:
     options = parser(__doc__, "selftest-h200" if torch.cuda.is_available() else "selftest-cpu-2-cores")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options.add_argument("--ops", nargs="*", default=[*OPS, *_MORE_OPS], metavar="OP")
+    options.add_argument("--ops", nargs="*", metavar="OP", help="of those alone")
     options.add_argument("--dtypes", nargs="*", default=list(ITEMSIZE), metavar="DTYPE")
     options.add_argument("--within", type=float, metavar="S", help="begin no op after so many seconds")
     arguments = options.parse_args()
@@ -86,11 +88,12 @@ def main() -> None:
         last = now
         print(f"{tried.workload}: {tried.table.killed} of {len(tried.table.applied)}", flush=True)
 
-    for op in arguments.ops:
+    cases = [*CASES, *((op, {}) for op in _MORE_OPS)]
+    for op, choices in (each for each in cases if arguments.ops is None or each[0] in arguments.ops):
         for dtype in arguments.dtypes:
             if arguments.within is None or time.monotonic() - began < arguments.within:
                 try:
-                    selftest(op, dtype=dtype, device=arguments.device, tell=tell)
+                    selftest(op, dtype=dtype, device=arguments.device, options=choices, tell=tell)
                 except KsearchError as error:
                     failed.append(f"{op} {dtype}: {first_line(error)}")
                     print(failed[-1], flush=True)

@@ -57,9 +57,10 @@ def tune(study: Path, db: Path, trials: int, device: str) -> list[dict[str, Any]
     command = [sys.executable, "-m", "ksearch", "tune", "--study", str(study), "--db", str(db), "--json"]
     command += ["--trials", str(trials), "--device", device, "--no-progress"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    if "Traceback" in done.stderr or not done.stdout.strip():
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    found: list[dict[str, Any]] = json.loads(done.stdout)["workloads"]
+    answer = {} if "Traceback" in done.stderr or not done.stdout.strip() else json.loads(done.stdout)
+    if "workloads" not in answer:  # or the device was busy
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    found: list[dict[str, Any]] = answer["workloads"]
     return found
 
 

@@ -45,7 +45,7 @@ def selftest(
 ) -> None:
     """Plant wrong kernels, and print what the check makes of each.
 
-    Those of OP, or of one op of each family. Where all are found the tables are kept in the database, and
+    Those of OP, or of an op of each family. Where all are found the tables are kept in the database, and
     `tune` need not make them again.
 
     The exit status is 1 where one is not found.

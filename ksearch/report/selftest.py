@@ -44,7 +44,7 @@ def summary(all_tried: Sequence[Tried]) -> str:
 
 
 def selftest_row(all_tried: Sequence[Tried], op: str | None) -> dict[str, Any]:
-    """All that was tried as one object; `op` as it was asked for, None for one of each family."""
+    """All that was tried as one object; `op` as it was asked for, None for those of each family."""
     tables = [tried.table for tried in all_tried]
     return {
         "op": op,

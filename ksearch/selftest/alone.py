@@ -15,15 +15,26 @@ from ksearch.selftest.gate import first_configs, make_table
 from ksearch.store import KillTable
 from ksearch.types import ITEMSIZE, Option, Workload
 
-OPS = ("sigmoid", "softmax", "linear_gelu")
-"""One of each family: pointwise, rowwise, linear."""
+CASES: tuple[tuple[str, Mapping[str, Option]], ...] = (
+    ("sigmoid", {}),
+    ("softmax", {}),
+    ("sum", {}),
+    ("cumsum", {}),
+    ("softmax", {"dim": "-2"}),
+    ("cumsum", {"dim": "-2"}),
+    ("linear_gelu", {}),
+)
+"""An op of each family, and its options: pointwise, rowwise, reductions, scans, these two along rows that lie
+side by side, linear."""
 
 _SHAPES: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {
     ("pointwise", "cpu"): ((131, 1000),),
     ("rowwise", "cpu"): ((131, 1000), (3, 20001)),  # of few and long rows threads share each, and wait
+    ("scan", "cpu"): ((131, 1000), (1, 200_000)),
     ("linear", "cpu"): ((64, 512, 256),),
     ("pointwise", "cuda"): ((131, 4096),),
     ("rowwise", "cuda"): ((131, 4096),),  # several warps a row
+    ("scan", "cuda"): ((131, 4096),),
     ("linear", "cuda"): ((128, 1024, 1024),),
 }
 _OTHER_SHAPES = ((131, 1000),)
@@ -60,9 +71,9 @@ def selftest(
     cannot be planted; one that passes the check is in the table.
     """
     tried = []
-    for name in OPS if op is None else (op,):
-        for each in _shapes(name, dtype, device, options or {}) if shape is None else (shape,):
-            plan = make_plan(name, each, dtype, device, options or {}, policy, prepacked)
+    for name, choices in CASES if op is None else ((op, options or {}),):
+        for each in _shapes(name, dtype, device, choices) if shape is None else (shape,):
+            plan = make_plan(name, each, dtype, device, choices, policy, prepacked)
             tried.append(_try(plan, seed))
             tell(tried[-1])
     return tried
@@ -73,7 +84,9 @@ def _shapes(
 ) -> tuple[tuple[int, ...], ...]:
     """Small, but for the one that has results beyond 2^31 bytes, on a GPU that holds them."""
     found = operators.resolve(op)
-    family = found.program(**{**found.options, **options}).family if found.template_op is None else "own"
+    if found.template_op is not None:
+        return _OTHER_SHAPES
+    family = found.program(**{**found.options, **options}).family
     backend, index = backends.parse_device(device)
     shapes = _SHAPES.get((family, backend), _OTHER_SHAPES)
     if family not in ("pointwise", "rowwise") or backend == "cpu":

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ksearch import backends, operators
+from ksearch import backends, families, operators
 from ksearch.errors import SelftestError
 from ksearch.evaluate import check, tolerance
 from ksearch.evaluate.pool import CompilePool
 from ksearch.evaluate.worker import Worker
 from ksearch.plan import make_plan
-from ksearch.selftest import edits, gate
+from ksearch.selftest import alone, edits, gate
 from ksearch.selftest.edits import Edit
 from ksearch.selftest.mutants import mutants
 from ksearch.selftest.run import run
@@ -301,6 +301,11 @@ def test_what_is_wrong_beyond_2_31_bytes_only_is_found_on_a_gpu() -> None:
         found = kills("softmax", ((1 << 17) + 1, 4096), "float32", "cuda", pool)
     assert survivors(found) == []
     assert found["wrong beyond 2^31 bytes"].verdict == "wrong"
+
+
+def test_without_an_op_every_family_is_tried() -> None:
+    tried = {operators.get(op).program(**options).family for op, options in alone.CASES}
+    assert tried == {family for family, _ in families._FAMILIES}
 
 
 def test_the_ops_of_each_family_are_those_that_are_tried() -> None:
