@@ -26,14 +26,11 @@ class StridedCuda:
     template = "cuda/strided.cu.j2"
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
-        stride = workload.stride
         limits = Limits(program, workload)
         shape = ("across", "down", "vec")
         return Space(
             axes={
-                "across": tuple(n for n in (4, 8, 16, 32, 64, 128, 256, 512) if n <= 32 or n < 2 * stride),
-                "down": tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= workload.cols),
-                "vec": tuple(v for v in cuda.vectors(stride, workload.itemsize) if stride % v == 0),
+                **block_axes(workload),
                 "storage": ("registers", "global"),
                 "unroll": (1, 2, 4, 8, 16),
                 "min_blocks": (1, 2, 3, 4, 6, 8),
@@ -119,6 +116,16 @@ def must_launder(config: Config, program: Program, workload: Workload) -> bool:
     words = -(-workload.cols // int(config["down"])) * max(1, int(config["vec"]) * workload.itemsize // 4)
     is_held = config["storage"] == "registers" and words * len(cached_inputs(program)) > 40
     return workload.itemsize == 2 or is_held
+
+
+def block_axes(workload: Workload) -> dict[str, tuple[ConfigValue, ...]]:
+    """Threads along the memory and down the columns, and the neighbouring rows that each takes."""
+    stride = workload.stride
+    return {
+        "across": tuple(n for n in (4, 8, 16, 32, 64, 128, 256, 512) if n <= 32 or n < 2 * stride),
+        "down": tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= workload.cols),
+        "vec": tuple(v for v in cuda.vectors(stride, workload.itemsize) if stride % v == 0),
+    }
 
 
 def is_block(config: Config, workload: Workload) -> bool:

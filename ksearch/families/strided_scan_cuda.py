@@ -12,7 +12,7 @@ from typing import Any
 from ksearch.families import cuda
 from ksearch.families.base import Rule, Space, nearest
 from ksearch.families.scan_cuda import mask_inputs, parts, scan_variables
-from ksearch.families.strided_cuda import is_block
+from ksearch.families.strided_cuda import block_axes, is_block
 from ksearch.operators.program import Program, Role
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
@@ -29,13 +29,11 @@ class StridedScanCuda:
     template = "cuda/strided_scan.cu.j2"
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
-        stride, limits = workload.stride, Limits(program, workload, target)
+        limits = Limits(program, workload, target)
         shape = ("across", "down", "vec")
         return Space(
             axes={
-                "across": tuple(n for n in (4, 8, 16, 32, 64, 128, 256, 512) if n <= 32 or n < 2 * stride),
-                "down": tuple(n for n in (1, 2, 4, 8, 16, 32) if n <= workload.cols),
-                "vec": tuple(v for v in cuda.vectors(stride, workload.itemsize) if stride % v == 0),
+                **block_axes(workload),
                 "items": (1, 2, 4, 8, 16),
                 # A product of thousands of elements is 0 where their scan is not.
                 "parts": (1, 2, 4, 8, 16, 32, 64, 128) if parts(program)["kind"] == "sum" else (1,),
