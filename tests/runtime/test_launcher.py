@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ksearch import operators, runtime
 from ksearch.cli import main
 from ksearch.operators.program import as_tuple
 from ksearch.runtime import launcher
+from tests.runtime.racing import wrong_answers
 from tests.winners import at, put_in_force
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own modules
@@ -197,24 +197,7 @@ def test_subclasses_are_not_for_kernels(device: str) -> None:
 
 
 def test_threads(device: str) -> None:
-    inputs = [torch.randn(SHAPE, device=device) for _ in range(8)]
-    wrong: list[int] = []
-
-    def work(place: int) -> None:
-        x, wanted = inputs[place], torch.softmax(inputs[place], -1)
-        for turn in range(300):
-            if turn % 100 == 50 and place == 0:
-                runtime.refresh()
-            result = ksearch.ops.softmax(x)
-            if not torch.allclose(result, wanted, rtol=2e-5, atol=2e-6):
-                wrong.append(place)
-
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert wrong_answers(ksearch.ops.softmax, SHAPE, device) == []
 
 
 def test_what_is_found_anew_is_launched(device: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import ksearch.ops
 from ksearch import operators, runtime
 from ksearch.errors import NoWinner
 from ksearch.runtime import library
+from tests.runtime.racing import wrong_answers
 from tests.winners import at, put_in_force
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own modules
@@ -337,23 +337,7 @@ def test_the_launcher_may_come_later_and_go(device: str, python: Python, tmp_pat
 
 
 def test_threads(device: str) -> None:
-    inputs = [torch.randn(SHAPE, device=device) for _ in range(6)]
-    wrong: list[int] = []
-
-    def work(place: int) -> None:
-        x, wanted = inputs[place], torch.softmax(inputs[place], -1)
-        for turn in range(300):
-            if turn % 100 == 50 and place == 0:
-                runtime.refresh()
-            if not torch.allclose(SOFTMAX(x), wanted, rtol=2e-5, atol=2e-6):
-                wrong.append(place)
-
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert wrong_answers(SOFTMAX, SHAPE, device) == []
 
 
 def test_opcheck(device: str) -> None:
