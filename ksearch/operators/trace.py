@@ -16,9 +16,10 @@ import torch
 from torch import fx
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Graph, Value, describe
+from ksearch.operators.graph import Graph
 from ksearch.operators.lowering import lower
 from ksearch.operators.program import ACCUMULATED, SCANNED, Input, Program, Role, as_tuple
+from ksearch.operators.values import Value, describe
 from ksearch.types import Option
 
 ADVICE = "or give the op an own template (ksearch.TemplateOp, docs/own-template.md)"

@@ -7,8 +7,9 @@ import math
 import pytest
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Graph, apply, compare
+from ksearch.operators.graph import Graph
 from ksearch.operators.program import Input, Role
+from ksearch.operators.values import apply, compare
 
 
 @pytest.fixture

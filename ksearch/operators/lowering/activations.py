@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Number, Value, apply, compare
 from ksearch.operators.lowering.arithmetic import clamp, maximum, minimum
 from ksearch.operators.lowering.table import absent, lowers, tensor
+from ksearch.operators.values import Number, Value, apply, compare
 
 
 @lowers("relu")

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Mask, Number, Value, apply, compare
 from ksearch.operators.lowering.table import absent, lowers, tensor
+from ksearch.operators.values import Mask, Number, Value, apply, compare
 
 _DIRECT = {
     **{op: (op, f"special_{op}") for op in ("exp2", "expm1", "log1p", "erf")},

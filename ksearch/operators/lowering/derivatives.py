@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ksearch.operators.graph import Value, apply
 from ksearch.operators.lowering.reductions import deviation, over, total
 from ksearch.operators.lowering.table import lowers, tensor
+from ksearch.operators.values import Value, apply
 
 
 @lowers("softmax_derivative")

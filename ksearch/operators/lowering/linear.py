@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Number, Transposed, Value
 from ksearch.operators.lowering.table import absent, lowers, tensor
 from ksearch.operators.program import Role
+from ksearch.operators.values import Number, Transposed, Value
 
 _LAST_TWO = ({0, 1}, {-1, -2})
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Number, Value, apply, compare
 from ksearch.operators.lowering.arithmetic import maximum, minimum
 from ksearch.operators.lowering.reductions import exponentials, mean, summed, total
 from ksearch.operators.lowering.table import absent, lowers, tensor
 from ksearch.operators.program import Role
+from ksearch.operators.values import Number, Value, apply, compare
 
 _MOST_MARK = 1 << 24
 """Up to here every whole number is a float."""

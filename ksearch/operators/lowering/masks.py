@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ksearch.operators.graph import Mask, Number, Value, apply, compare
 from ksearch.operators.lowering.table import lowers, truth
+from ksearch.operators.values import Mask, Number, Value, apply, compare
 
 _COMPARISONS = {
     "<": ("lt", "less"),

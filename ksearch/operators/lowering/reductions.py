@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Number, Value, apply, compare
 from ksearch.operators.lowering.arithmetic import maximum, minimum
 from ksearch.operators.lowering.table import Shape, absent, lowers, same_dtype, tensor
 from ksearch.operators.program import ACROSS_SAMPLES, EACH_ITS_OWN
+from ksearch.operators.values import Number, Value, apply, compare
 
 
 def over(dim: object) -> tuple[int, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Shortened, Value
 from ksearch.operators.lowering.table import absent, lowers, same_dtype, tensor
+from ksearch.operators.values import Shortened, Value
 
 
 def _along(dim: object) -> tuple[int]:

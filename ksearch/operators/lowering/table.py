@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Mask, Value, describe
+from ksearch.operators.values import Mask, Value, describe
 
 F = TypeVar("F", bound=Callable[..., Any])
 

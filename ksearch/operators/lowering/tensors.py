@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from ksearch.errors import TraceError
-from ksearch.operators.graph import Mask, Shortened, Value
 from ksearch.operators.lowering.linear import transposed
 from ksearch.operators.lowering.table import Marker, Shape, lowers, same_dtype, tensor
+from ksearch.operators.values import Mask, Shortened, Value
 
 
 @lowers("float", "contiguous", "clone", "detach", "positive", "pos", "type_as")
