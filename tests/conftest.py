@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from ksearch.errors import NoSuchDevice
 from ksearch.operators import registry, user_file
 from ksearch.store import KillTable, Store
 from ksearch.types import Target
+from tests.turns import turn
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -124,6 +127,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(
             pytest.mark.skip(reason="no CUDA device (KSEARCH_REQUIRE_GPU=1 makes this a failure)")
         )
+
+
+_KEPT_BYTES = 1 << 30
+"""Of a GPU's memory that PyTorch may keep in this process between tests, free for nobody else."""
+
+
+def _let_go() -> None:
+    torch = sys.modules.get("torch")
+    with suppress(RuntimeError):  # after a kernel that has faulted, which its own test is to tell
+        if torch and torch.cuda.is_initialized() and torch.cuda.memory_reserved() > _KEPT_BYTES:
+            torch.cuda.empty_cache()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test on a GPU waits for its share of the memory. Before anything else, so that its timeout does not
+    count the waiting."""
+    if not item.get_closest_marker("gpu") or item.get_closest_marker("skip"):
+        return (yield)
+    share = item.get_closest_marker("gpu_memory")
+    with turn(share.args[0] if share else "some"):
+        try:
+            return (yield)
+        finally:
+            _let_go()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

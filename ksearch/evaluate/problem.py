@@ -71,8 +71,8 @@ class Problem:
         self._has_products = any(node.op.startswith(("reduce_prod", "scan_prod")) for node in program.nodes)
         self.weight_place = next((k for k, each in enumerate(self.declared) if each.role is Role.RIGHT), None)
         """That of a linear's weight among the inputs."""
-        self._is_reduction = program.family in ("reduction", "strided") and all(program.per_row)
-        self._levels = _levels(program, workload) if inner or self._is_reduction else None
+        self._is_alone = program.family in ("reduction", "strided", "linear") and all(program.per_row)
+        self._levels = _levels(program, workload) if inner or self._is_alone else None
         self._seed = job.seed
         self._count = len(program.outputs)
         self._check_memory(job)
@@ -214,7 +214,7 @@ class Problem:
             pointwise=self.pointwise and not self._has_dims,  # channels broadcast in other ways than rows
             first_kind=first_kind,
             levels=self._levels,
-            alone=self._is_reduction,
+            alone=self._is_alone,
             wide={} if wide is None or self.weight_place is None else {self.weight_place: wide},
         )
 

@@ -22,6 +22,7 @@ _STATIC_BYTES = 48 << 10
 """Shared memory that a block may have without asking for it."""
 _SUM_BYTES = 8
 """Of a part of a row: a double."""
+_CHEAP = ("input", "const", "+", "-", "*", "neg", "where")
 
 
 class StridedScanCuda:
@@ -104,7 +105,18 @@ class StridedScanCuda:
 
 def must_launder(program: Program, workload: Workload) -> bool:
     """Whether floats or doubles that were made of a column would wait in registers beside it."""
-    return workload.itemsize == 2 or parts(program)["kind"] == "prod"
+    return workload.itemsize == 2 or parts(program)["kind"] == "prod" or has_functions(program)
+
+
+def has_functions(program: Program) -> bool:
+    """Whether what is summed up takes long to compute again: the compilers keep a column's sigmoids instead
+    (36 bytes spilled), not its products."""
+    before, _ = program.around_scan
+    wanted = set(before.outputs)
+    for place in reversed(range(len(before.nodes))):
+        if place in wanted:
+            wanted.update(before.nodes[place].operands)
+    return any(before.nodes[place].op not in _CHEAP for place in wanted)
 
 
 class Limits:
@@ -117,6 +129,7 @@ class Limits:
         self._others = len(program.inputs) - self._reads - self._masks
         self._outputs = len(program.outputs)
         self._has_functions = len(cuda.math_axis(program)) > 1
+        self._is_laundered = has_functions(program)
         self._words = 2 if parts(program)["kind"] == "prod" else 1
 
     def _tiles(self, config: Config) -> int:
@@ -162,5 +175,7 @@ class Limits:
             words += 8
         if self._has_functions and config["math"] == "exact":
             words += 8
+        if self._is_laundered and config["down"] == 1:  # no barrier keeps two passes apart: 4 bytes spilled
+            words += 16
         threads = int(config["across"]) * int(config["down"])
         return cuda.register_cap(threads, int(config["min_blocks"])) - words - SPARE_REGISTERS

@@ -101,6 +101,19 @@ def test_a_sum_of_many_columns_does_not_hide_low_precision() -> None:
     assert finding.error > 5
 
 
+def test_of_equal_columns_pytorchs_own_error_is_not_taken_for_more_than_luck() -> None:
+    """It is that of one product a row: a sum of its eighths, which is no worse, was refused in one of 40."""
+
+    def in_eighths(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        pairs = zip(x.split(32, 1), weight.split(32, 1), strict=True)
+        return torch.sigmoid(sum(one @ other.t() for one, other in pairs) + bias).sum(-1)
+
+    made = subject(PER_ROW, (64, 256, 64))
+    for seed in range(40):
+        finding = Subset(made, seed=seed).check(kernel(in_eighths), misaligned=False)
+        assert finding.status is Status.PASSED, (seed, finding)
+
+
 @pytest.mark.parametrize("op", [FULL, PER_ROW])
 def test_a_special_weight_at_any_end_is_not_lost(op: str) -> None:
     """NaN, inf and a huge element: of an ordinary column a long sum in float16 would not show the loss."""
@@ -289,4 +302,19 @@ def test_the_product_may_be_pytorchs(folder: Path) -> None:
         worker.start()
         for flaw, status in (("", Status.PASSED), ("out0[3] += 1;", Status.WRONG)):
             made = kernels.build(body + flaw, COLS, folder, Launch(torch_product=True), prologue=prologue)
+            assert worker.screen(made).status is status
+
+
+def test_the_bias_may_be_pytorchs_too(folder: Path) -> None:
+    """Of bfloat16 it is added before the product is rounded; the kernel gets their sum alone."""
+    prologue = (
+        "#include <cstdint>\nconstexpr int64_t COLS = {cols};\n"
+        'extern "C" void ksearch_kernel(const uint16_t* in0, uint16_t* out0, int64_t rows, int32_t) {{'
+    )
+    body = "for (int64_t i = 0; i < rows * COLS; i++) out0[i] = in0[i];"
+    launch = Launch(torch_product=True, torch_bias=2)
+    with Worker(job("linear", (ROWS, INNER, COLS), "bfloat16")) as worker:
+        worker.start()
+        for flaw, status in (("", Status.PASSED), ("out0[3] ^= 0x4000;", Status.WRONG)):
+            made = kernels.build(body + flaw, COLS, folder, launch, prologue=prologue)
             assert worker.screen(made).status is status

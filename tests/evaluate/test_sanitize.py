@@ -122,6 +122,8 @@ def test_buffers_are_those_of_the_op_with_rows_cut_down() -> None:
     assert made.inputs == (16 * 64, 32 * 64, 32)
     made = task("linear_relu", (16, 64, 32), "float16", Launch(most_rows=16, torch_product=True))
     assert made.inputs == (16 * 32, 32), "PyTorch's product in the place of its operands"
+    biased = Launch(most_rows=16, torch_product=True, torch_bias=2)
+    assert task("linear_relu", (16, 64, 32), "float16", biased).inputs == (16 * 32,), "and of a bias"
 
 
 def test_a_task_survives_its_file(tmp_path: Path) -> None:

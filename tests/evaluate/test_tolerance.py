@@ -265,6 +265,38 @@ def test_where_pytorchs_own_elements_are_luck_other_right_ones_are_right(dtype: 
     assert passed_wrong == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_line_that_cancels_is_not_judged_by_pytorchs_luck(dtype: torch.dtype) -> None:
+    """Where the gradient is x, and all of one size, that of an RMS norm is 1e-10 of it, or 0."""
+
+    def lucky(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return multiplied_derivative(grad.double(), x.double()).to(x.dtype)
+
+    def off(by: float) -> torch.Tensor:
+        """In float32, the inverse off by that many of its last places."""
+        inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5) * (1 + by * 2.0**-23)
+        normal = x.float() * inverse
+        return ((grad - normal * (grad * normal).mean(-1, keepdim=True)) * inverse).to(dtype)
+
+    generator = torch.Generator().manual_seed(1)
+    grad, x = (torch.randn(38, 1003, generator=generator).to(dtype) for _ in range(2))
+    for line in (15, 34):
+        x[line] = torch.tensor([65504.0, -65504.0]).repeat(502)[:1003]
+        grad[line] = x[line]
+    reference = reference_of(lucky, [grad, x], pointwise=False)
+    assert is_right(read([reference.judge(lucky(grad, x)).tolist()]))
+    others = [off(by) for by in (-2.0, -1.0, 1.0, 2.0)]
+    assert max(each[15].float().abs().amax() for each in others) > 1e-7, "which is 1e8 times what is exact"
+    for other in others:
+        assert is_right(read([reference.judge(other).tolist()]))
+    wrong = off(0.0)
+    wrong[34] += 1e-5
+    judgement = read([reference.judge(wrong).tolist()])
+    assert not is_right(judgement)
+    assert judgement.kind == "special:largest"
+    assert not is_right(read([reference.judge(off(4000.0)).tolist()])), "an inverse of float16"
+
+
 @pytest.mark.parametrize(("function", "pointwise"), [(softmax, False), (torch.sigmoid, True)])
 def test_a_small_error_shows_in_how_results_are_rounded(function: Function, pointwise: bool) -> None:
     """1e-3 up or down is a quarter of what rounding to bfloat16 takes, and doubles no other measure."""

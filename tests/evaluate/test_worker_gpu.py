@@ -125,6 +125,7 @@ def test_the_parent_makes_no_context(folder: Path) -> None:
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
 
 
+@pytest.mark.gpu_memory("large")
 @pytest.mark.slow
 def test_a_workload_of_6_gb_stays_below_32_gb(folder: Path) -> None:
     """PyTorch itself as the finalist, copied: the memory is what is tested."""

@@ -109,6 +109,15 @@ def test_cuda_configs_compile_and_fit(name: str, arch: str) -> None:
     assert misfits(device, todo) == []
 
 
+def test_guesses_where_functions_are_summed_up_fit() -> None:
+    """A thread that keeps 32 sigmoids beside the columns that they were made of spills."""
+    op, device = find("decay"), TARGETS["sm_90"]
+    workload, program = op.workload((2, 4096, 256), dim="-2"), op.program(dim="-2")
+    guesses = families.find(op, "cuda", dim="-2").guesses(program, workload, device)
+    allowed = [guess for guess in guesses if space_of(op, workload, device).allows(guess)]
+    assert misfits(device, [(workload, guess) for guess in allowed[:3]]) == []
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "wish"),
     [

@@ -72,6 +72,7 @@ def test_a_kernel_costs_itself_alone(
     told(f"kernel: {name}", outcome)
 
 
+@pytest.mark.gpu_memory("whole")
 def test_memory_that_another_process_has_taken_is_said(told: Told) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", TAKE], stdin=pipe, stdout=pipe, text=True) as other:

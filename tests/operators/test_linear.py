@@ -358,3 +358,76 @@ def test_an_optional_bias_of_another_name_must_say_that_it_is_a_row() -> None:
     op = make(layer, b=("row", "none"))
     agrees(op)
     agrees(op, b="none")
+
+
+# ---- the bias ----------------------------------------------------------------------------------------
+
+
+def plain(x: Any, weight: Any, bias: Any) -> Any:
+    return F.linear(x, weight, bias).relu()
+
+
+def by_hand(x: Any, weight: Any, bias: Any) -> Any:
+    return (bias + x @ weight.t()).relu()
+
+
+def bias_twice(x: Any, weight: Any, bias: Any) -> Any:
+    return F.linear(x, weight, bias).relu() + bias
+
+
+def product_twice(x: Any, weight: Any, bias: Any) -> Any:
+    product = x @ weight.t()
+    return (product + bias).relu() * product
+
+
+def scaled_first(x: Any, weight: Any, bias: Any) -> Any:
+    return x @ weight.t() * 2.0 + bias
+
+
+def doubled(x: Any, weight: Any) -> Any:
+    product = x @ weight.t()
+    return product + product
+
+
+def plus_a_number(x: Any, weight: Any) -> Any:
+    return x @ weight.t() + 1.0
+
+
+OPERANDS: dict[str, str] = {"x": "left", "weight": "right"}
+
+
+@pytest.mark.parametrize(
+    ("function", "role", "name"),
+    [
+        (plain, "row", "bias"),
+        (by_hand, "row", "bias"),
+        (by_hand, "column", None),
+        (by_hand, "full", None),
+        (by_hand, "scalar", None),
+        (bias_twice, "row", None),
+        (product_twice, "row", None),
+        (scaled_first, "row", None),
+        (doubled, None, None),
+        (plus_a_number, None, None),
+    ],
+)
+def test_a_bias_is_what_is_added_to_the_product_and_used_nowhere_else(
+    function: Callable[..., Any], role: str | None, name: str | None
+) -> None:
+    program = make(function, **OPERANDS, **({"bias": role} if role else {})).program()
+    assert (program.bias.name if program.bias else None) == name
+    if name is None:
+        with pytest.raises(ValueError, match="no bias"):
+            _ = program.after_bias
+
+
+def test_what_follows_a_bias_is_the_epilogue_without_it() -> None:
+    op = operators.get("linear_sigmoid_scale_residual")
+    rest = op.program(**dict(op.workload((2, 24, 10)).options)).after_bias
+    assert [item.name for item in rest.inputs] == ["acc"]
+    assert [node.op for node in rest.nodes] == ["input", "sigmoid", "const", "*", "+"]
+    summed = torch.randn(4, 10, dtype=torch.float64)
+    (found,) = evaluate_all(rest, summed)
+    torch.testing.assert_close(found, summed.sigmoid() * 2.0 + summed)
+    (same,) = evaluate_all(operators.get("linear").program().after_bias, summed)
+    assert torch.equal(same, summed)

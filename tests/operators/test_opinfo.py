@@ -176,7 +176,29 @@ def _without_slips(given: torch.Tensor, result: torch.Tensor, call: Call) -> tor
 
 
 def _widened(thing: object) -> object:
+    """Of a call's argument; the dtype that it asks for, too: a `dtype=torch.float16` of cumsum rounds each
+    partial sum on a GPU."""
+    if isinstance(thing, torch.dtype):
+        return torch.float64 if thing.is_floating_point else thing
     return thing.double() if isinstance(thing, torch.Tensor) and thing.is_floating_point() else thing
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_what_is_exact_does_not_depend_on_the_dtype_that_is_asked_for(dtype: torch.dtype) -> None:
+    x = torch.rand(400, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def in_turn(x: torch.Tensor, dim: int, *, dtype: torch.dtype) -> torch.Tensor:
+        """As cumsum does on a GPU."""
+        rows = list(x.to(dtype))
+        for place in range(1, len(rows)):
+            rows[place] = rows[place - 1] + rows[place]
+        return torch.stack(rows, dim)
+
+    right = x.double().cumsum(0).to(dtype)
+    given = in_turn(x, 0, dtype=dtype)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(right, given)
+    assert torch.equal(_without_slips(given, right, Call(in_turn, (x, 0), {"dtype": dtype})), right)
 
 
 @pytest.mark.parametrize("name", COVERED)

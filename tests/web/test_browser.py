@@ -196,8 +196,8 @@ def test_a_running_study_is_followed(tmp_path: Path, served: Callable[[Path], st
     path = tmp_path / "tuned.db"
     Store.open(path).close()
     tune = [sys.executable, "-m", "ksearch", "tune", "sigmoid", "--shape", "64x1024"]
-    # A page asks every 2 s; 8 candidates take 1.3 s on two idle cores: this search lasts longer.
-    tune += ["--trials", "1000", "--budget", "10s"]
+    # A page asks every 2 s; 8 candidates take 1.3 s on two idle cores: this search lasts for three questions.
+    tune += ["--trials", "1000", "--budget", "6s"]
     with visit(served(path)) as page:
         assert "Nothing was tuned here yet" in page.locator("main").inner_text()
         page.evaluate("window.notReloaded = true")
