@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ksearch import packing
-from ksearch.backends import Kernel
+from ksearch.backends import Kernel, LaunchError
 from ksearch.operators.program import Input, Role
 from ksearch.types import Launch, Workload
 
@@ -31,7 +31,10 @@ class Starter:
         device: torch.device,
         scratch: Callable[[], torch.Tensor] | None = None,
     ) -> None:
-        """`scratch`: where a call's own memory comes from, if not from PyTorch's allocator."""
+        """`scratch`: where a call's own memory comes from, if not from PyTorch's allocator.
+
+        Raises LaunchError where PyTorch is to add a bias that these inputs do not have.
+        """
         self._kernel = kernel
         self._scratch = scratch or self._allocate
         self._device = device
@@ -44,8 +47,12 @@ class Starter:
         self._count = len(inputs)
         roles = [item.role for item in inputs]
         self._others = [place for place, role in enumerate(roles) if not role.is_operand]
+        self._bias = launch.torch_bias
         if launch.torch_product:
             self._left, self._right = roles.index(Role.LEFT), roles.index(Role.RIGHT)
+            self._others = [place for place in self._others if place != self._bias]
+        if self._bias is not None and (self._bias >= len(roles) or roles[self._bias] is not Role.ROW):
+            raise LaunchError(f"the launch says that input {self._bias} is a linear's bias, which it is not")
 
     def __call__(
         self,
@@ -63,12 +70,16 @@ class Starter:
             left = tensors[self._left]
             if left.dim() != 2:
                 left = left.view(rows, self._inner)
+            bias = None if self._bias is None else tensors[self._bias].view(-1)
             if packed is not None:
-                product = packing.product(left, packed)
+                product = packing.product(left, packed, bias)
             else:
                 product = torch.empty((rows, self._cols), dtype=self._dtype, device=self._device)
                 right = tensors[self._right].t()
-                torch.mm(left, right, out=product)  # with `out`, autocast lets the dtype be
+                if bias is None:
+                    torch.mm(left, right, out=product)  # with `out`, autocast lets the dtype be
+                else:
+                    torch.addmm(bias, left, right, out=product)  # as torch.nn.functional.linear
             others = [pointers[place] for place in self._others]
             pointers = (product.data_ptr(), *others, *pointers[self._count :])
         if self._scratch_bytes:

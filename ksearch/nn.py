@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ksearch import ops
+from ksearch.runtime.layer import PackedLayer
+from ksearch.runtime.traced import is_traced
 
 
 class _Module(nn.Module):
@@ -119,6 +121,50 @@ class Linear(_Module, nn.Linear):
         return (input, self.weight, self.bias), {}
 
 
+class PrepackedLinear(Linear):
+    """A linear of evaluation: its weight is packed once for each number of rows that it is called with, up to
+    four, where a kernel is known that takes it so; in training, and for all else, it is a `Linear`.
+
+    A weight that changed is packed again, before the next call: in place, as an optimizer or load_state_dict
+    changes it, or another one in its stead. No count is kept of changes by way of `weight.data`: say
+    `repack()` then.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training or is_traced() or type(self.weight) is not nn.Parameter:
+            return super().forward(input)
+        handle = self.packed.find(input, self.bias)
+        if isinstance(handle, str):
+            return super().forward(input)
+        result = handle(input, self.bias)
+        assert isinstance(result, Tensor)
+        return result
+
+    def repack(self) -> None:
+        """Pack the weight again, after a change of which PyTorch keeps no count."""
+        self.packed.repack()
+
+    @property
+    def packed(self) -> PackedLayer:
+        """The handles of the weight as it is called now."""
+        found: PackedLayer | None = self.__dict__.get("_packed")
+        if found is None or found.weight is not self.weight:
+            self.packed = found = PackedLayer(self.weight)
+        return found
+
+    @packed.setter
+    def packed(self, layer: PackedLayer) -> None:
+        self.__dict__["_packed"] = layer
+
+    def unpack(self) -> None:
+        """Let go of the packed weights."""
+        self.__dict__.pop("_packed", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weights: a copy packs its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+
 class GELU(_Module, nn.GELU):
     op = "gelu"
 
@@ -193,6 +239,6 @@ class Softsign(_Module, nn.Softsign):
 MODULES: dict[type[nn.Module], type[_Module]] = {
     getattr(nn, name): found
     for name, found in tuple(globals().items())
-    if isinstance(found, type) and issubclass(found, _Module) and not name.startswith("_")
+    if isinstance(found, type) and issubclass(found, _Module) and hasattr(nn, name)
 }
 """By the module of torch.nn that each stands for."""

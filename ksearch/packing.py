@@ -48,9 +48,9 @@ def reordered(weight: torch.Tensor, rows: int) -> torch.Tensor:
     return found
 
 
-def product(left: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """The product of a matrix with what `reordered` gave."""
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
+def product(left: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The product of a matrix with what `reordered` gave, with a bias of one value a column added."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, packed, bias, "none", [], "")
     return found
 
 

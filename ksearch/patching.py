@@ -1,7 +1,8 @@
 """`ksearch.patch(model)`: a model's modules run kernels where winners are known, and it can be undone.
 
 A module becomes one of `ksearch.nn` by its class alone: it stays the object that it was, with its parameters,
-hooks and mode, wherever it is referred to. Nothing is tuned.
+hooks and mode, wherever it is referred to. Nothing is tuned. With `prepacked` a linear may become one that
+keeps its weight packed as well.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 
 from ksearch import backends, operators
 from ksearch.errors import KsearchError, UsageError
-from ksearch.nn import MODULES
+from ksearch.nn import MODULES, PrepackedLinear
 from ksearch.operators.signature import NONE
 from ksearch.runtime import dispatcher, known
 from ksearch.runtime.handle import Handle
+from ksearch.runtime.layer import PackedLayer
 from ksearch.types import Target, Workload
 
 _NORMS_OF_CHANNELS = (torch.nn.GroupNorm, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
@@ -43,6 +45,8 @@ class Entry:
     is_swapped: bool
     note: str
     """What runs, or why PyTorch does."""
+    is_prepacked: bool = False
+    """The kernel takes the weight as it was packed."""
 
     def __str__(self) -> str:
         words = [self.path or "(model)", self.kind, "->" if self.is_swapped else "--", self.op]
@@ -64,9 +68,19 @@ class Report:
     def undo(self) -> None:
         """Make every module again what it was; what was changed in it since stays. Twice does no harm."""
         theirs: dict[type, type] = {ours: original for original, ours in MODULES.items()}
+        theirs[PrepackedLinear] = torch.nn.Linear
         for module in self._swapped.values():
+            if isinstance(module, PrepackedLinear):
+                module.unpack()
             module.__class__ = theirs.get(type(module), type(module))
         self._swapped.clear()
+
+    def repack(self) -> None:
+        """Pack every packed weight again: after a change that PyTorch keeps no count of, by way of
+        `weight.data`. All other changes are seen at the next call."""
+        for module in self._swapped.values():
+            if isinstance(module, PrepackedLinear):
+                module.repack()
 
     def __enter__(self) -> Self:
         return self
@@ -84,13 +98,17 @@ class Report:
     __repr__ = __str__
 
 
-def patch(model: torch.nn.Module, *inputs: Any, **named: Any) -> Report:
+def patch(model: torch.nn.Module, *inputs: Any, prepacked: bool = False, **named: Any) -> Report:
     """Swap the modules of `model` that there are winners for; the report says which, and undoes it.
 
     With `inputs` the model is called once, in evaluation mode and without gradients, to see the shapes of
     each module's input; without, a module is swapped where a winner for any shape fits it. What has no kernel
-    at run time runs PyTorch. Modules of other classes than torch.nn's own are left alone. Raises UsageError
-    where `model` is no module, and whatever the model raises.
+    at run time runs PyTorch. Modules of other classes than torch.nn's own are left alone.
+
+    `prepacked`: a linear that a winner of `ksearch tune linear --prepacked` fits becomes a
+    `ksearch.nn.PrepackedLinear`. In evaluation it runs that kernel, and its packed weight lies in memory
+    beside the weight, with `inputs` from now on. Raises UsageError where `model` is no module, and whatever
+    the model raises.
     """
     if not isinstance(model, torch.nn.Module):
         raise UsageError(f"ksearch.patch takes a torch.nn.Module, got a {type(model).__name__}")
@@ -102,16 +120,22 @@ def patch(model: torch.nn.Module, *inputs: Any, **named: Any) -> Report:
     device = next((parameter.device for parameter in model.parameters()), None)
     entries: list[Entry] = []
     swapped = {}
+    layers: dict[str, PackedLayer] = {}
     for path, module in found.items():
+        if prepacked and isinstance(module, torch.nn.Linear):
+            layers[path] = PackedLayer(module.weight)
         if inputs or named:
-            judged = _by_inputs(path, module, seen[path])
+            judged = _by_inputs(path, module, seen[path], layers.get(path))
         else:
-            judged = [_by_winners(path, module, device)]
+            judged = [_by_winners(path, module, device, prepacked=path in layers)]
         entries += judged
         if any(entry.is_swapped for entry in judged):
             swapped[path] = module
-    for module in swapped.values():
-        module.__class__ = MODULES[type(module)]
+    packed = {entry.path for entry in entries if entry.is_prepacked}
+    for path, module in swapped.items():
+        module.__class__ = PrepackedLinear if path in packed else MODULES[type(module)]
+        if isinstance(module, PrepackedLinear):
+            module.packed = layers[path]
     return Report(entries, swapped)
 
 
@@ -142,8 +166,10 @@ def _watched(
             module.training = mode
 
 
-def _by_inputs(path: str, module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[Entry]:
-    """What runs for each input that the module got."""
+def _by_inputs(
+    path: str, module: torch.nn.Module, inputs: Sequence[torch.Tensor], layer: PackedLayer | None
+) -> list[Entry]:
+    """What runs for each input that the module got; `layer`: of a linear whose weight may be packed."""
     kind = MODULES[type(module)]
     name = type(module).__name__
     if not inputs:
@@ -151,22 +177,34 @@ def _by_inputs(path: str, module: torch.nn.Module, inputs: Sequence[torch.Tensor
     entries = []
     for each in inputs:
         args, named = kind.arguments(module, each)  # type: ignore[arg-type]  # it may become one
-        handle = dispatcher(kind.op).find(*args, **named)
         shape = f"{'x'.join(map(str, each.shape))} {str(each.dtype).removeprefix('torch.')}"
+        besides = ""
+        if layer is not None:
+            packed = layer.find(each, args[2])
+            if isinstance(packed, Handle):
+                note = f"{_speedup(packed)} with its weight packed, in evaluation"
+                entries.append(Entry(path, name, kind.op, shape, str(packed.match), True, note, True))
+                continue
+            besides = f"; its weight is not packed: {packed}"
+        handle = dispatcher(kind.op).find(*args, **named)
         if not isinstance(handle, Handle):
-            entries.append(Entry(path, name, kind.op, shape, "", False, handle))
+            entries.append(Entry(path, name, kind.op, shape, "", False, handle + besides))
         elif handle.kernel is None:
-            reason = handle.reason or "PyTorch is the fastest that was found"
+            reason = (handle.reason or "PyTorch is the fastest that was found") + besides
             entries.append(Entry(path, name, kind.op, shape, str(handle.match), False, reason))
         else:
-            speedup = handle.winner.speedup if handle.winner is not None else 1.0
-            note = f"{speedup:.2f} x PyTorch"
+            note = _speedup(handle) + besides
             entries.append(Entry(path, name, kind.op, shape, str(handle.match), True, note))
     return entries
 
 
-def _by_winners(path: str, module: torch.nn.Module, device: torch.device | None) -> Entry:
-    """Whether there are kernels for some shape that the module may get."""
+def _speedup(handle: Handle) -> str:
+    return f"{handle.winner.speedup if handle.winner is not None else 1.0:.2f} x PyTorch"
+
+
+def _by_winners(path: str, module: torch.nn.Module, device: torch.device | None, *, prepacked: bool) -> Entry:
+    """Whether there are kernels for some shape that the module may get; `prepacked`: with its weight packed,
+    too, which are then preferred."""
     kind, name = MODULES[type(module)], type(module).__name__
     own = next(module.parameters(), None)
     place = device if own is None else own.device
@@ -174,11 +212,13 @@ def _by_winners(path: str, module: torch.nn.Module, device: torch.device | None)
         target = _target(place)
     except KsearchError as error:
         return Entry(path, name, kind.op, "", "", False, str(error))
-    kernels = [each for each in known.kernels(kind.op, target) if _may_fit(each, module, own)]
-    if not kernels:
-        return Entry(path, name, kind.op, "", "", False, f"no winner fits it on {target.device}")
-    shapes = ", ".join(sorted({f"{each.shape_text} {each.dtype}" for each in kernels}))
-    return Entry(path, name, kind.op, "", "", True, f"winners for {shapes}")
+    for packs in (True, False) if prepacked else (False,):
+        there = known.kernels(kind.op, target, prepacked=packs)
+        if kernels := [each for each in there if _may_fit(each, module, own)]:
+            shapes = ", ".join(sorted({f"{each.shape_text} {each.dtype}" for each in kernels}))
+            note = f"winners {'with its weight packed ' if packs else ''}for {shapes}"
+            return Entry(path, name, kind.op, "", "", True, note, packs)
+    return Entry(path, name, kind.op, "", "", False, f"no winner fits it on {target.device}")
 
 
 def _target(device: torch.device | None) -> Target:

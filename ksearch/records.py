@@ -83,6 +83,8 @@ def check_launch(launch: Launch) -> None:
             raise ValueError(f"rows is {tensor_map.rows!r}")
     if (launch.pack is None) != (launch.packed_bytes == 0) or launch.packed_bytes % 4:
         raise ValueError(f"packed_bytes is {launch.packed_bytes!r}")
+    if launch.torch_bias is not None and not (launch.torch_product and _is_count(launch.torch_bias, 0)):
+        raise ValueError(f"torch_bias is {launch.torch_bias!r}")
     for step in (*launch.before, *launch.after, *([] if launch.pack is None else [launch.pack])):
         check_launch(step)
 

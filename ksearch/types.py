@@ -282,6 +282,9 @@ class Launch:
     """The linear is PyTorch's own: it is computed first, and the kernel gets its result, of the workload's
     dtype and full shape, in the place of the linear's two operands. Of a prepacked workload it is oneDNN's,
     with a weight that PyTorch reorders for it, and the kernel gets nothing of that."""
+    torch_bias: int | None = None
+    """Of the linear that is PyTorch's own: which of the inputs it adds, before it rounds; the kernel gets
+    nothing of that. None: there is none, or the kernel adds it."""
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Launch:

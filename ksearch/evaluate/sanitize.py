@@ -97,10 +97,9 @@ class Sanitizer:
         options = dict(workload.options)
         program = self.op.program(**options)
         declared = self.op.inputs_for(options)
-        if launch.torch_product:  # the kernel gets the product in the place of its two operands
-            roles = [Role.FULL, *(item.role for item in declared if not item.role.is_operand)]
-        else:
-            roles = [item.role for item in declared]
+        if launch.torch_product:  # the kernel gets the product in the place of its operands
+            declared = program.of_kernel(launch).inputs
+        roles = [item.role for item in declared]
         outputs = zip(program.output_roles, program.output_dtypes(workload.dtype), strict=True)
         return Task(
             backend=self.target.backend,

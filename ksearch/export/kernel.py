@@ -67,13 +67,19 @@ class ExportedKernel:
         """What the kernel reads: the inputs; PyTorch's product and the others, where it goes on from that."""
         if not self.launch.torch_product:
             return self.inputs
-        return ("product", *(self._names[item.name] for item in self._items if not item.role.is_operand))
+        rest = [item for place, item in enumerate(self._items) if place != self.launch.torch_bias]
+        return ("product", *(self._names[item.name] for item in rest if not item.role.is_operand))
 
     @property
     def factors(self) -> tuple[str, str]:
         """The two tensors that PyTorch multiplies, where the kernel goes on from its product."""
         names = {item.role: self._names[item.name] for item in self._items}
         return names[Role.LEFT], names[Role.RIGHT]
+
+    @property
+    def bias(self) -> str:
+        """The tensor that PyTorch adds to that product; empty where there is none."""
+        return "" if self.launch.torch_bias is None else self.inputs[self.launch.torch_bias]
 
     @property
     def rows(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from ksearch.families.base import Rule, Space
 from ksearch.families.cuda import common_variables, compute_capability, math_axis
 from ksearch.families.linear_library import LinearLibrary
 from ksearch.families.linear_mma import mma_guesses, mma_space, registers
-from ksearch.families.linear_tiles import SCHEMES, Scheme, Tiles, ceil_div, tile_rows
+from ksearch.families.linear_tiles import SCHEMES, Scheme, Tiles, ceil_div, is_pingpong, tile_rows
 from ksearch.families.pointwise_cuda import PointwiseCuda
 from ksearch.families.rowwise_cuda import RowwiseCuda
 from ksearch.operators.program import Program
@@ -50,6 +50,7 @@ class LinearCuda:
             "strategy": (*(("direct",) if schemes else ()), *(("library",) if presets else ())),
             "scheme": schemes or ("none",),
             "tile_n": tile_rows(workload),
+            "schedule": ("cooperative", "pingpong"),
             "consumers": (2, 1),
             "blocks_m": (1, 2),
             "stages": (8, 6, 5, 4, 3, 2),
@@ -92,10 +93,18 @@ class LinearCuda:
                 return config["promote"] == 0 and config["pending"] == 1
             return 0 < int(config["promote"]) <= _longest_run(workload, SCHEMES[str(config["scheme"])])
 
+        def takes_turns(config: Config) -> bool:
+            """Alone, a warpgroup that splits W leaves the tensor cores idle meanwhile: that cost 6 % at
+            65536x512x512, and 20 % at 1024x8192x8192."""
+            splits = uses_tensor_cores(config) and SCHEMES[str(config["scheme"])].terms > 0
+            can = config["consumers"] == 2 and (workload.is_prepacked or not splits)
+            return can or not is_pingpong(config)
+
         def shares(config: Config) -> bool:
             """A cluster's blocks each copy some of the rows of x, in whole swizzle patterns of 8."""
             cluster = int(config["cluster"])
-            blocks = ceil_div(workload.cols, 64 * int(config["consumers"]) * int(config["blocks_m"]))
+            sharing = 1 if is_pingpong(config) else int(config["consumers"])
+            blocks = ceil_div(workload.cols, 64 * sharing * int(config["blocks_m"]))
             return cluster == 1 or (cluster <= blocks and int(config["tile_n"]) % (8 * cluster) == 0)
 
         return Space(
@@ -107,14 +116,13 @@ class LinearCuda:
                     ("strategy", *direct),
                     lambda c: (
                         uses_tensor_cores(c)
-                        or is_plain(
-                            c, "tile_n", "consumers", "blocks_m", "stages", "cluster", "pending", "order"
-                        )
+                        or is_plain(c, *(name for name in direct if name not in ("scheme", "promote")))
                     ),
                 ),
+                Rule(("strategy", "scheme", "schedule", "consumers"), takes_turns),
                 Rule(("strategy", "scheme", "tile_n", "blocks_m"), accumulates),
-                Rule(("strategy", "scheme", "tile_n", "consumers", "blocks_m", "stages"), fits),
-                Rule(("tile_n", "consumers", "blocks_m", "cluster"), shares),
+                Rule(("strategy", "scheme", "tile_n", "schedule", "consumers", "blocks_m", "stages"), fits),
+                Rule(("tile_n", "schedule", "consumers", "blocks_m", "cluster"), shares),
                 Rule(("strategy", "scheme", "promote", "pending"), promotes),
                 Rule(("pending", "scheme"), lambda c: c["pending"] == 1 or _slices(c) == 4),
             ),
@@ -129,9 +137,9 @@ class LinearCuda:
         schemes = _schemes(program, workload)
         tiles = tile_rows(workload)
         base: dict[str, ConfigValue] = {
-            "strategy": "direct", "scheme": "simt", "tile_n": tiles[0], "consumers": 2, "blocks_m": 1,
-            "stages": 8, "cluster": 1, "promote": 0, "pending": 1, "order": "batch", "library": 0,
-            "keep_in_l2": "none", "math": math_axis(program)[0],
+            "strategy": "direct", "scheme": "simt", "tile_n": tiles[0], "schedule": "cooperative",
+            "consumers": 2, "blocks_m": 1, "stages": 8, "cluster": 1, "promote": 0, "pending": 1,
+            "order": "batch", "library": 0, "keep_in_l2": "none", "math": math_axis(program)[0],
         }  # fmt: skip
         wishes: list[dict[str, ConfigValue]] = []
         for scheme in schemes:
@@ -141,13 +149,21 @@ class LinearCuda:
             tile_n = next((n for n in tiles if n <= (128 if split else 256)), tiles[-1])
             run = min(256, _longest_run(workload, SCHEMES[scheme])) if split else 0
             runs = dict.fromkeys((run, max(64, run // 2))) if split else (0,)  # the longest may be barred
+            square = {"blocks_m": 2, "tile_n": min(tile_n, 128)}
+            tiles_in_all = ceil_div(workload.cols, 128) * ceil_div(workload.rows, int(square["tile_n"]))
+            # Of short sums the epilogue is a large share; of 64 steps 5 % were lost to tiles half as large.
+            steps = ceil_div(workload.inner, SCHEMES[scheme].block_k)
+            has_turns = steps <= 32 and tiles_in_all > target.units
+            turns = {"schedule": "pingpong", "order": "feature"}
+            ways = ({"tile_n": 192},) if split else (square, {"cluster": 2})
             for run, extra in itertools.product(
                 runs,
                 (
                     {},
                     {"cluster": 2},
-                    {"blocks_m": 2, "tile_n": min(tile_n, 128), "cluster": 2},
+                    {**square, "cluster": 2},
                     {"pending": 3},
+                    *({**turns, **each} for each in ways if has_turns),
                 ),
             ):
                 kind = {**base, "scheme": scheme, "tile_n": tile_n, "promote": run, **extra}
@@ -172,9 +188,17 @@ class LinearCuda:
             return ""
         return f"{config['scheme']}/{config['promote']}"
 
+    def _preset(self, config: Config, program: Program, workload: Workload, target: Target) -> Config:
+        """Raises UsageError where there is none of that number, as a winner from before may say."""
+        presets = self._library.presets(program, workload, target)
+        number = int(config["library"])
+        if number >= len(presets):
+            raise UsageError(f"library={number} is none of the {len(presets)} presets for {workload}")
+        return presets[number]
+
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
         if config["strategy"] == "library":
-            preset = self._library.presets(program, workload, target)[int(config["library"])]
+            preset = self._preset(config, program, workload, target)
             return self._library.launch(preset, program, workload, target)
         tiles = Tiles.of(config, program, workload)
         itemsize, scheme = workload.itemsize, tiles.scheme
@@ -214,7 +238,7 @@ class LinearCuda:
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
         if config["strategy"] == "library":
-            preset = self._library.presets(program, workload, target)[int(config["library"])]
+            preset = self._preset(config, program, workload, target)
             return {**preset, **self._library.variables(preset, program, workload, target)}
         tiles = Tiles.of(config, program, workload)
         epilogue = program.epilogue
@@ -231,6 +255,7 @@ class LinearCuda:
             "inner": workload.inner,
             "terms": tiles.scheme.terms,
             "packed": tiles.packed_rows > 0,
+            "pingpong": is_pingpong(config),
             "term_type": tiles.scheme.term,
             "products": tiles.scheme.products,
             "scaled": tiles.scheme.scaled,

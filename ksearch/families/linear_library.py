@@ -1,8 +1,10 @@
 """A linear by PyTorch's own product, and one kernel for all that follows it.
 
 The kernel is that of the pointwise or the rowwise family on `Program.epilogue`, whose first input is the
-product; the caller computes that first (`Launch.torch_product`, ksearch/invoke.py). It is the whole of the
-CPU's linear family, and one strategy among others of a GPU's, which takes it as a few `presets`.
+product; the caller computes that first (`Launch.torch_product`, ksearch/invoke.py). A bias is PyTorch's, too,
+where nothing else needs what it is added to: PyTorch adds it before it rounds to 16 bits, which a kernel that
+gets the product cannot. It is the whole of the CPU's linear family, and one strategy among others of a GPU's,
+which takes it as a few `presets`.
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ class LinearLibrary:
     pointwise: Family
     rowwise: Family
 
+    def rest(self, program: Program) -> Program:
+        """What the kernel computes."""
+        return program.epilogue if program.bias is None else program.after_bias
+
     def family(self, program: Program) -> Family:
         """Of the kernel that follows the product: its `template` is what is to be rendered."""
-        return self.pointwise if program.epilogue.family == "pointwise" else self.rowwise
+        return self.pointwise if self.rest(program).family == "pointwise" else self.rowwise
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
-        return self.family(program).space(program.epilogue, workload, target)
+        return self.family(program).space(self.rest(program), workload, target)
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
-        return self.family(program).guesses(program.epilogue, workload, target)
+        return self.family(program).guesses(self.rest(program), workload, target)
 
     def presets(self, program: Program, workload: Workload, target: Target) -> tuple[Config, ...]:
         """The guesses as points of the space, best first; the same ones in every call.
@@ -42,15 +48,16 @@ class LinearLibrary:
         return _presets(self, program, workload, target)
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
-        found = self.family(program).launch(config, program.epilogue, workload, target)
-        return replace(found, torch_product=True)
+        found = self.family(program).launch(config, self.rest(program), workload, target)
+        bias = None if program.bias is None else program.inputs.index(program.bias)
+        return replace(found, torch_product=True, torch_bias=bias)
 
     def variables(
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
         """What the template sees besides the config; its `program` is what follows the linear."""
         family = self.family(program)
-        found = family.variables(config, program.epilogue, workload, target)
+        found = family.variables(config, self.rest(program), workload, target)
         return {**found, "epilogue_template": family.template}
 
 

@@ -47,6 +47,11 @@ SCHEMES = {
 }
 
 
+def is_pingpong(config: Config) -> bool:
+    """Whether each warpgroup that multiplies has a tile of its own. Configs from before do not say: none."""
+    return config.get("schedule") == "pingpong"
+
+
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """Sizes that follow from a config: of tiles, of shared memory, of the scratch."""
@@ -88,9 +93,10 @@ class Tiles:
             teams, span = shares * int(config["warps_n"]), tile_m // shares
             staged_rows, line = 8, 64 * int(config["steps"])
         elif scheme.term:
-            consumers, stages = int(config["consumers"]), int(config["stages"])
-            tile_m, tile_n = 64 * consumers * int(config["blocks_m"]), int(config["tile_n"])
-            shares, teams, span = 4 * consumers, consumers, 64
+            teams, stages = int(config["consumers"]), int(config["stages"])
+            sharing = 1 if is_pingpong(config) else teams
+            tile_m, tile_n = 64 * sharing * int(config["blocks_m"]), int(config["tile_n"])
+            shares, span = 4 * teams, 64
             staged_rows, line = next(n for n in (32, 16, 8) if tile_n % n == 0), 128
             partials_offset = 16 * stages  # two barriers a buffer
         kept = 4 * shares * tile_n * width if stage else 4 * teams * staged_rows * (span + 4)

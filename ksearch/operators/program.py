@@ -11,7 +11,17 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ksearch.types import ACROSS, CHANNELS, EACH, INDEX_BYTES, Workload, canonical_json, digest, layout_over
+from ksearch.types import (
+    ACROSS,
+    CHANNELS,
+    EACH,
+    INDEX_BYTES,
+    Launch,
+    Workload,
+    canonical_json,
+    digest,
+    layout_over,
+)
 
 
 class Role(enum.StrEnum):
@@ -242,6 +252,52 @@ class Program:
         others = tuple(item for item in self.inputs if not item.role.is_operand)
         nodes = tuple(Node("input", (ACCUMULATED,)) if n.op == "linear" else n for n in self.nodes)
         return Program((Input(ACCUMULATED), *others), nodes, self.outputs, self.over)
+
+    @property
+    def bias(self) -> Input | None:
+        """The ROW input that is added to the linear's result before anything else is done with either."""
+        places = [i for i, node in enumerate(self.nodes) if node.op == "linear"]
+        used = [i for node in self.nodes for i in node.operands] + list(self.outputs)
+        named = [node.args[0] for node in self.nodes if node.op == "input"]
+        for node in self.nodes:
+            if node.op != "+" or not set(places) & set(node.operands):
+                continue
+            others = [i for i in node.operands if i not in places and self.nodes[i].op == "input"]
+            if len(others) != 1 or any(used.count(i) != 1 for i in (*places, *others)):
+                return None
+            name = self.nodes[others[0]].args[0]
+            rows = (item for item in self.inputs if item.name == name and item.role is Role.ROW)
+            return next(rows, None) if named.count(name) == 1 else None
+        return None
+
+    def of_kernel(self, launch: Launch) -> Program:
+        """What a kernel computes that is started so: all, or what follows the part that PyTorch does."""
+        if not launch.torch_product:
+            return self
+        return self.epilogue if launch.torch_bias is None else self.after_bias
+
+    @property
+    def after_bias(self) -> Program:
+        """The epilogue with the sum of the linear's result and its bias in the place of `acc`.
+
+        Raises ValueError where there is no such sum.
+        """
+        bias, epilogue = self.bias, self.epilogue
+        if bias is None:
+            raise ValueError("the program has no bias")
+        gone = {i for i, node in enumerate(epilogue.nodes) if node.args in ((ACCUMULATED,), (bias.name,))}
+        kept = [i for i in range(len(epilogue.nodes)) if i not in gone]
+        place = {old: new for new, old in enumerate(kept)}
+        nodes = []
+        for i in kept:
+            node = epilogue.nodes[i]
+            if set(node.operands) & gone:
+                node = Node("input", (ACCUMULATED,))
+            elif node.operands:
+                node = Node(node.op, tuple(place[operand] for operand in node.operands))
+            nodes.append(node)
+        inputs = tuple(item for item in epilogue.inputs if item != bias)
+        return Program(inputs, tuple(nodes), tuple(place[i] for i in self.outputs), self.over)
 
     @property
     def layout(self) -> str:

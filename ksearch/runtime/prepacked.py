@@ -6,9 +6,10 @@ weight stay in memory as long as it does. It is for inference: a gradient goes P
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -47,6 +48,22 @@ class Prepacked(Handle):
             self._follow()
         return super().__call__(*given, out=out)
 
+    def __copy__(self) -> Self:
+        """With the same weight, packed for itself."""
+        load, arguments = self.__reduce__()
+        copied: Self = load(*arguments)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """With a copy of the weight: that of the model's copy, where it is in a model."""
+        load, arguments = self.__reduce__()
+        copied: Self = load(*copy.deepcopy(arguments, memo))
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        load, arguments = super().__reduce__()
+        return load, (*arguments, self.weight)
+
     def repack(self) -> None:
         """Pack the weight again: after a change that PyTorch keeps no count of, by way of `weight.data`."""
         with self._lock:
@@ -65,9 +82,9 @@ class Prepacked(Handle):
 
     def _check(self) -> None:
         assert self.workload is not None
-        assert self.target is not None
         wanted = self.workload.cols, self.workload.inner
-        kind, weight = self.target.backend, self.weight
+        weight = self.weight
+        kind = weight.device.type if self.target is None else self.target.backend
         dtype = str(weight.dtype).removeprefix("torch.")
         if (tuple(weight.shape), dtype, weight.device.type) != (wanted, self.workload.dtype, kind):
             raise UsageError(

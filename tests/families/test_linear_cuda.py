@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ksearch import backends
-from ksearch.errors import CompileError
+from ksearch.errors import CompileError, UsageError
 from ksearch.families.linear_tiles import SCHEMES
 from ksearch.types import Config
 from tests.families.cuda_cases import TARGETS
@@ -94,8 +94,8 @@ def test_every_tile_has_a_block_and_its_place_in_the_scratch(
         assert [step.entry for step in launch.before] == (["prepare"] if facts["terms"] else [])
 
 
-def problem(made: Case, config: Config) -> str | None:
-    """What is wrong with one compiled config, in a line."""
+def problem(made: Case, config: Config, *, most_stack: int | None = None) -> str | None:
+    """What is wrong with one compiled config, in a line; `most_stack`: bytes of local memory it may have."""
     try:
         compiled = backends.get("cuda").compile(made.source(config))
     except CompileError as error:
@@ -115,6 +115,9 @@ def problem(made: Case, config: Config) -> str | None:
         f"{smem_bytes} bytes of shared memory": smem_bytes > made.target.smem_bytes,
         f"{warnings[:1]}": bool(warnings),
     }
+    if most_stack is not None:
+        frames = re.findall(r"entry function 'ksearch_kernel'[\s\S]*?(\d+) bytes stack frame", compiled.log)
+        found |= {f"keeps {frames} bytes in local memory": not frames or int(frames[0]) > most_stack}
     wrong = [text for text, is_so in found.items() if is_so]
     return f"{made}: {', '.join(wrong)}: {config}" if wrong else None
 
@@ -139,6 +142,55 @@ def test_regions_compile_and_fit(
     with ThreadPoolExecutor(2) as pool:  # NVRTC lets go of the GIL
         problems = [found for found in pool.map(lambda config: problem(made, config), configs) if found]
     assert problems == [], f"{len(problems)} of {len(configs)}"
+
+
+TURNS = (
+    ("linear_gelu", "bfloat16", "strict"),
+    ("linear_sigmoid_sum", "float16", "strict"),
+    ("linear_sigmoid_scale_residual", "float32", "tf32"),
+    ("linear_gelu", "float32", "strict"),
+)
+
+
+@pytest.mark.parametrize(("name", "dtype", "policy"), TURNS, ids=str)
+def test_no_sums_of_warpgroups_that_take_turns_leave_registers(name: str, dtype: str, policy: str) -> None:
+    """Of all tile sizes: an array in local memory is no spill, and costs as much. What is split is packed."""
+    rng, is_packed = random.Random(f"{name} {dtype}"), (dtype, policy) == ("float32", "strict")
+    made = Case(name, (4096, 512, 1024), dtype, policy, prepacked=is_packed)
+    mine = [config for config in made.configs if config["schedule"] == "pingpong"]
+    picked: dict[tuple[object, ...], Config] = {}
+    for config in rng.sample(mine, len(mine)):
+        picked.setdefault((config["tile_n"], config["blocks_m"]), config)
+    with ThreadPoolExecutor(2) as pool:
+        most = _SPILLS if is_packed else 0
+        found = pool.map(lambda config: problem(made, config, most_stack=most), picked.values())
+        assert [each for each in found if each] == []
+
+
+@pytest.mark.parametrize(("dtype", "policy"), KINDS)
+def test_taking_turns_is_among_the_guesses_where_blocks_have_several_tiles(dtype: str, policy: str) -> None:
+    few, many = (64, 512, 512), (65536, 512, 512)
+    for dims, has_turns in ((few, False), (many, (dtype, policy) != ("float32", "strict"))):
+        made = case("linear_gelu", dims, dtype, policy, "sm_90")
+        guesses = made.family.guesses(made.program, made.workload, made.target)
+        assert any(guess["schedule"] == "pingpong" for guess in guesses) is has_turns
+        assert guesses[0]["schedule"] == "cooperative"
+
+
+def test_a_config_from_before_there_were_schedules_is_the_kernel_that_it_was() -> None:
+    made = case("linear_gelu", (4096, 4096, 4096), "bfloat16", "strict", "sm_90")
+    config = made.pick(random.Random(1), strategy="direct", schedule="cooperative", cluster=2)
+    older = {name: value for name, value in config.items() if name != "schedule"}
+    assert made.source(older).text == made.source(config).text
+    launches = [made.family.launch(c, made.program, made.workload, made.target) for c in (older, config)]
+    assert launches[0] == launches[1]
+
+
+def test_a_preset_that_is_there_no_more_is_told() -> None:
+    made = case("linear_gelu", (4096, 4096, 4096), "bfloat16", "strict", "sm_90")
+    config = {**made.pick(random.Random(1), strategy="library"), "library": 99}
+    with pytest.raises(UsageError, match="library=99 is none of the"):
+        made.source(config)
 
 
 def test_warnings_of_the_compiler_are_seen() -> None:

@@ -19,7 +19,7 @@ from ksearch import artifacts, backends
 from ksearch.evaluate.buffers import Guarded
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.worker import Worker
-from ksearch.families.linear_tiles import SCHEMES
+from ksearch.families.linear_tiles import SCHEMES, Tiles
 from ksearch.operators.program import as_tuple
 from ksearch.types import Artifact, Candidate, Config, Status, Target
 from tests.families.linear_cases import EXACT, SPLIT, Case, Runner, guarded, rms, sums_of_magnitudes
@@ -173,12 +173,13 @@ def test_errors_are_of_the_size_of_pytorchs(
     ],
 )
 def test_every_tile_is_right(scheme: str, dtype: str, policy: str, dims: tuple[int, ...]) -> None:
-    """All heights, with and without clusters, both numbers of consumers, both depths of the pipeline."""
+    """All heights, with and without clusters, both schedules, both depths of the pipeline."""
     case, rng = Case("linear", dims, dtype, policy, device()), random.Random(scheme)
     mine = [c for c in case.configs if c["scheme"] == scheme and c["strategy"] == "direct"]
     configs: list[Config] = []
     for axis in (
         "tile_n",
+        "schedule",
         "consumers",
         "blocks_m",
         "stages",
@@ -309,7 +310,7 @@ def test_odd_features_are_right_and_cost_other_tiles_nothing(scheme: str) -> Non
         assert not len(bad), f"{len(bad)} elements, the first {bad[0].tolist()}: {config}"
         _, scratch = runner.with_scratch(inputs)
         rows, tiles = runner.marks(scratch)
-        tile_m = 64 * int(config["consumers"]) * int(config["blocks_m"])
+        tile_m = Tiles.of(config, case.program, case.workload).tile_m
         marked = marked_features(weight.cpu(), scheme)
         wanted = torch.stack([part.any() for part in marked.split(tile_m)])
         assert not rows.any()
@@ -503,10 +504,15 @@ def test_a_kernel_that_waits_for_ever_costs_one_candidate() -> None:
     """A barrier that is told to expect more bytes than are ever copied."""
     case = Case("linear_sigmoid_sum", (128, 1024, 1032), target=device())
     config = case.pick(random.Random(3), strategy="direct", scheme="fp16x3", cluster=2)
+    expect = "ks::barrier_expect(barrier, {});"
+    costs_one_candidate(case, config, expect.format("STAGE_BYTES"), expect.format("STAGE_BYTES + 16"))
+
+
+def costs_one_candidate(case: Case, config: Config, sound: str, broken: str) -> None:
+    """That a kernel which is stuck with `broken` in place of `sound` is killed, and the next one measured."""
     source = case.source(config)
-    sound = "ks::barrier_expect(barrier, STAGE_BYTES);"
     assert source.text.count(sound) == 1
-    stuck = replace(source, text=source.text.replace(sound, "ks::barrier_expect(barrier, STAGE_BYTES + 16);"))
+    stuck = replace(source, text=source.text.replace(sound, broken))
     (right,) = candidates(case, [config])
     hanging = replace(right, artifact=artifacts.build(backends.get("cuda"), stuck))
     with Worker(Job(case.op.location, case.workload, case.target), timeout_s=4.0) as worker:

@@ -47,6 +47,15 @@ def residual(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
     return torch.relu(functional.linear(x, weight)) + other
 
 
+def bias_twice(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.relu(functional.linear(x, weight, bias)) + bias
+
+
+def shifted(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+    """What is added has one value a row, so that it is no bias."""
+    return torch.relu(functional.linear(x, weight) + shift)
+
+
 def soft(x: Tensor, weight: Tensor) -> Tensor:
     """A reduction, and an output of the full shape."""
     return torch.softmax(functional.linear(x, weight), -1)
@@ -62,6 +71,8 @@ def ops() -> Mapping[str, Op]:
     names = ("linear_sigmoid_sum", "linear_sigmoid_scale_residual", "linear")
     made = {name: operators.get(name) for name in names}
     made["extremes"] = operators.resolve(ksearch.op(scale="column")(extremes))
+    made["bias_twice"] = operators.resolve(ksearch.op(bias="row")(bias_twice))
+    made["shifted"] = operators.resolve(ksearch.op(shift="column")(shifted))
     made |= {each.__name__: operators.resolve(ksearch.op(each)) for each in (residual, soft, mixed)}
     return made
 
@@ -97,7 +108,7 @@ def epilogue(op: Op, workload: Workload, config: Config, tensors: list[Tensor]) 
 
 
 def check(op: Op, workload: Workload, config: Config) -> None:
-    """Against PyTorch on the same product in float64."""
+    """Against PyTorch on the same product in float64, to which the bias is added where that is PyTorch's."""
     dtype: torch.dtype = getattr(torch, workload.dtype)
     options = dict(workload.options)
     draw = torch.Generator().manual_seed(5)
@@ -106,7 +117,12 @@ def check(op: Op, workload: Workload, config: Config) -> None:
     product = torch.randn(workload.shape, generator=draw).to(dtype)
     product[0, 0] = torch.nan
     product[-1, -1] = torch.inf
-    got = epilogue(op, workload, config, [product, *others])
+    program = op.program(**options)
+    left_out = None if program.bias is None else program.inputs.index(program.bias) - 2
+    given = [other for place, other in enumerate(others) if place != left_out]
+    got = epilogue(op, workload, config, [product, *given])
+    if left_out is not None:
+        others[left_out] = torch.zeros_like(others[left_out])
     with _Multiplied():
         wanted = as_tuple(
             op.reference(*(tensor.double() for tensor in (product, product, *others)), **options)
@@ -128,7 +144,10 @@ class _Multiplied(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-NAMES = ("linear_sigmoid_sum", "linear_sigmoid_scale_residual", "extremes", "residual", "soft")
+NAMES = (
+    *("linear_sigmoid_sum", "linear_sigmoid_scale_residual", "extremes", "residual", "soft"),
+    *("bias_twice", "shifted"),
+)
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (5, 7), (6, 1000), (2, 50257)], ids=str)
@@ -141,7 +160,7 @@ def test_values_of_a_config_from_the_space(
     workload = op.workload((shape[0], INNER, shape[1]), dtype)
     program = op.program(**dict(workload.options))
     configs = list(CPU.space(program, workload, CPU_TARGET))
-    check(op, workload, configs[7919 * (NAMES.index(name) + 5 * DTYPES.index(dtype)) % len(configs)])
+    check(op, workload, configs[7919 * (NAMES.index(name) + len(NAMES) * DTYPES.index(dtype)) % len(configs)])
 
 
 @pytest.mark.parametrize("name", ["linear_sigmoid_sum", "extremes"])

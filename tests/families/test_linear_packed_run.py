@@ -137,3 +137,25 @@ def test_a_handle_follows_its_weight_on_streams_and_in_graphs(launches: Launches
     late.replay()
     torch.testing.assert_close(out, right(), rtol=1e-5, atol=1e-4)
     assert launches.count == 5
+
+
+def test_a_patched_model_runs_packed_kernels(tmp_path: Path) -> None:
+    rows, inner, cols = SHAPE
+    put_in_force(tmp_path, "cuda", [operators.get("linear").workload(SHAPE, prepacked=True)])
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(inner, cols), torch.nn.ReLU()).cuda().eval()
+    x = torch.randn(rows, inner, device="cuda")
+    with in_use(tmp_path, "cuda") as counted, torch.no_grad():
+        wanted = model(x)
+        report = ksearch.patch(model, x, prepacked=True)
+        assert report.swapped == ("0",)
+        torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-4)
+        model[0].weight.mul_(2.0)
+        got = model(x)
+        launched = counted.count
+        report.undo()
+        torch.testing.assert_close(got, model(x), rtol=1e-5, atol=1e-4)
+        assert launched == counted.count == 2
+        torch.set_float32_matmul_precision("high")
+        with ksearch.patch(model, x, prepacked=True) as again:
+            assert again.swapped == (), "where PyTorch may use TF32 the plain kernels are the rivals"

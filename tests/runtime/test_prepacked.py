@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 import ksearch
-from ksearch import operators, packing, records, runtime
+from ksearch import operators, records, runtime
 from ksearch.errors import UsageError
 from ksearch.invoke import Starter
 from ksearch.runtime import Match
@@ -41,20 +42,6 @@ def launches(folder: Path) -> Iterator[Launches]:
         yield counted
 
 
-@pytest.fixture
-def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """A copy of each weight that is packed."""
-    seen: list[Tensor] = []
-    reordered = packing.reordered
-
-    def counted(weight: Tensor, rows: int) -> Tensor:
-        seen.append(weight.clone())
-        return reordered(weight, rows)
-
-    monkeypatch.setattr(packing, "reordered", counted)
-    return seen
-
-
 def tensors(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(seed)
     rows, inner, cols = SHAPE
@@ -66,7 +53,7 @@ def right(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return result
 
 
-def test_a_weight_is_packed_once(launches: Launches, packings: list[Tensor]) -> None:
+def test_a_weight_is_packed_once(launches: Launches, packings: list[tuple[int, Tensor]]) -> None:
     x, weight, bias = tensors()
     handle = ksearch.load(NAME, SHAPE, device="cpu", prepacked=weight)
     assert isinstance(handle, Prepacked)
@@ -81,7 +68,9 @@ def test_a_weight_is_packed_once(launches: Launches, packings: list[Tensor]) -> 
     assert (launches.count, len(packings)) == (4, 1)
 
 
-def test_a_weight_that_changed_is_packed_again(launches: Launches, packings: list[Tensor]) -> None:
+def test_a_weight_that_changed_is_packed_again(
+    launches: Launches, packings: list[tuple[int, Tensor]]
+) -> None:
     x, weight, bias = tensors()
     handle = ksearch.load(NAME, SHAPE, device="cpu", prepacked=weight)
     for count in (2, 3):
@@ -89,7 +78,7 @@ def test_a_weight_that_changed_is_packed_again(launches: Launches, packings: lis
         for _ in range(2):
             torch.testing.assert_close(handle(x, bias), right(x, weight, bias))
         assert len(packings) == count
-        assert torch.equal(packings[-1], weight)
+        assert torch.equal(packings[-1][1], weight)
     weight.set_(torch.randn_like(weight))  # other memory
     torch.testing.assert_close(handle(x, bias), right(x, weight, bias))
     assert (launches.count, len(packings)) == (5, 4)
@@ -229,3 +218,27 @@ def test_a_launch_that_packs_reads_back_from_json() -> None:
     ):
         with pytest.raises(ValueError, match="packed_bytes"):
             records.check_launch(broken)
+
+
+class Held(torch.nn.Module):
+    """The weight is its own, and the handle's."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.handle = ksearch.load(NAME, SHAPE, prepacked=self.weight)
+
+
+def test_a_handle_is_pickled_and_copied_with_its_weight(launches: Launches) -> None:
+    x, weight, bias = tensors()
+    model = Held(weight.clone())
+    shared = copy.copy(model.handle)
+    assert shared.weight is model.weight
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.handle.weight is other.weight is not model.weight
+        other.weight.neg_()
+        before = launches.count
+        torch.testing.assert_close(other.handle(x, bias), right(x, -weight, bias), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.handle(x, bias), right(x, weight, bias), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(shared(x, bias), right(x, weight, bias), rtol=1e-4, atol=1e-4)
+        assert launches.count == before + 3
