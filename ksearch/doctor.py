@@ -124,7 +124,7 @@ def _launcher() -> Finding:
     if launcher.is_usable():
         return Finding("launcher", "ok", str(path))
     return Finding(
-        "launcher", "absent", "calls of kernels go through Python, which works too", "ksearch launcher"
+        "launcher", "absent", "calls of kernels go through Python, up to 0.9 us longer", "ksearch launcher"
     )
 
 

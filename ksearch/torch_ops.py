@@ -27,6 +27,8 @@ class _Namespace(_OpNamespace):
                 known = dispatcher(name).op.name  # of an alias, the op itself
             except UnknownOp as error:
                 raise AttributeError(str(error)) from None
+            if known in vars(self):  # registered just now: another object would go the dispatcher's way
+                return vars(self)[known]
             return super().__getattr__(known)
 
 

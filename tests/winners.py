@@ -31,6 +31,15 @@ def at(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+def forced(
+    tmp_path_factory: pytest.TempPathFactory, device: str, names: Sequence[str], shape: tuple[int, ...]
+) -> Path:
+    """A folder where these ops have winners of float32."""
+    folder = tmp_path_factory.mktemp("winners")
+    put_in_force(folder, device, [operators.get(name).workload(shape) for name in names])
+    return folder
+
+
 @contextmanager
 def in_use(folder: Path, backend: str) -> Iterator[Launches]:
     """The kernels of a folder are those that run, and each start of one is counted."""
@@ -102,8 +111,11 @@ def is_in(space: Space, config: Config) -> bool:
 
 
 def draw(space: Space, workload: Workload) -> Config:
-    """The same config in every run."""
+    """The same config in every run. None with three products of bfloat16: it is in the space, but the sums
+    of a float32 linear are off by 2^-16 of their terms, for which `admission` bars it from every search."""
     values = {**space.values, **({"math": ("exact",)} if "math" in space.values else {})}
+    if "scheme" in values:
+        values["scheme"] = tuple(each for each in values["scheme"] if each != "bf16x3")
     rng = random.Random(zlib.crc32(workload.key.encode()))
     for _ in range(100_000):
         config = {name: rng.choice(choices) for name, choices in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +50,11 @@ class Kernel(Protocol):
         Only of a launch that has it.
         """
         ...
+
+    def ready(self, pointers: tuple[int, ...], rows: int, stream: int) -> Callable[[], int | None] | None:
+        """That same start, to be made any number of times, by several threads at once: it gives 0 or None
+        where it went well, else a call is to say why not. None where `entry` gives None."""
+        return None
 
     def entry(self, rows: int) -> Entry | None:
         """What a start of it comes down to; None where it takes more than the pointers and the rows."""

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ksearch import env
@@ -96,14 +96,23 @@ class CpuKernel:
         self._packer = CpuKernel(binary, launch.pack) if launch.pack is not None else None
 
     def __call__(self, pointers: tuple[int, ...], rows: int, stream: int) -> None:
-        if not self._is_typed:  # untyped, ctypes would cut pointers to 32 bits
-            self._start.argtypes = [*[ctypes.c_void_p] * len(pointers), ctypes.c_int64, ctypes.c_int32]
-            self._is_typed = True
+        self._type(len(pointers))
         self._start(*pointers, rows, self._threads)
+
+    def _type(self, pointers: int) -> None:
+        if not self._is_typed:  # untyped, ctypes would cut pointers to 32 bits
+            self._start.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_int64, ctypes.c_int32]
+            self._is_typed = True
 
     def pack(self, weight: int, packed: int, rows: int, stream: int) -> None:
         assert self._packer is not None
         self._packer((weight, packed), rows, stream)
+
+    def ready(self, pointers: tuple[int, ...], rows: int, stream: int) -> Callable[[], None] | None:
+        if self._packer is not None:
+            return None
+        self._type(len(pointers))
+        return functools.partial(self._start, *pointers, rows, self._threads)
 
     def entry(self, rows: int) -> Entry | None:
         if self._packer is not None:

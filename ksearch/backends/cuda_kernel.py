@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ksearch.backends.base import Entry, LaunchError
 from ksearch.backends.cuda_driver import check, load_driver
 from ksearch.backends.cuda_memory import TensorMaps, Workspaces
-from ksearch.backends.cuda_start import Slot, Step, direct
+from ksearch.backends.cuda_start import Aim, Slot, Step, bind, direct
 from ksearch.types import Launch
 
 _NO_CONTEXT = 201
 """CUDA_ERROR_INVALID_CONTEXT."""
+_MOST_AIMS = 256
+"""Streams come and go, and a kernel may serve many numbers of rows."""
 
 
 class CudaKernel:
@@ -23,7 +26,8 @@ class CudaKernel:
     tensor maps.
     """
 
-    def __init__(self, binary: Path, launch: Launch, index: int) -> None:
+    def __init__(self, binary: Path, launch: Launch, index: int, module: Any = None) -> None:
+        """`module`: the binary as another kernel has loaded it, which unloads it as well."""
         driver = self._driver = load_driver()
         self._launch = launch
         self._direct = direct()
@@ -31,10 +35,13 @@ class CudaKernel:
         """Pointers that come after the rows."""
         self._slots: list[Slot] = []
         """Those that no thread uses now."""
+        self._aims: dict[tuple[int, int], Aim] = {}
+        """By rows and stream."""
         self._context = check(driver.cuDevicePrimaryCtxRetain(check(driver.cuDeviceGet(index))))
         check(driver.cuCtxPushCurrent(self._context))
         try:
-            self._module = check(driver.cuModuleLoadData(binary.read_bytes()))
+            self._owns_module = module is None
+            self._module = check(driver.cuModuleLoadData(binary.read_bytes())) if module is None else module
             try:
                 functions = [
                     _Function(driver, self._module, step, index)
@@ -43,12 +50,15 @@ class CudaKernel:
                 self._steps = [function.step() for function in functions]
                 self._maps = TensorMaps(driver, launch.maps)
                 self._workspaces = self._allocate_workspaces() if launch.workspace_bytes else None
+                self._packer = None
+                if launch.pack is not None:
+                    self._packer = CudaKernel(binary, launch.pack, index, self._module)
             except LaunchError:
-                driver.cuModuleUnload(self._module)
+                if self._owns_module:
+                    driver.cuModuleUnload(self._module)
                 raise
         finally:
             check(driver.cuCtxPopCurrent())
-        self._packer = CudaKernel(binary, launch.pack, index) if launch.pack is not None else None
 
     def _allocate_workspaces(self) -> Workspaces:
         blocks = self._steps[len(self._launch.before)].resident
@@ -66,28 +76,46 @@ class CudaKernel:
         try:  # taking and giving back are one step each, whatever other threads do
             slot = self._slots.pop()
         except IndexError:
-            slot = Slot(self._steps, len(values), len(launch.maps))
-        if slot.rows != rows or slot.stream != stream:
-            slot.aim(rows, stream)
-        slot.pack(slot.values, 0, *values)
+            slot = Slot(len(values), len(launch.maps))
+        slot.pack(slot.memory, slot.place, *values)
         if launch.maps:
             maps = self._maps.of(pointers, rows)
-            slot.params[len(values) :] = maps[0]
-        for arguments in slot.starts:
-            code = self._direct.start(*arguments)
+            slot.aim_maps(maps[0])
+        for config, function in self._aim(rows, stream).starts:
+            code = self._direct.start(config, function, slot.parameters, None)
             if code == _NO_CONTEXT:  # a thread that has not used CUDA yet
                 check(self._driver.cuCtxSetCurrent(self._context))
-                code = self._direct.start(*arguments)
+                code = self._direct.start(config, function, slot.parameters, None)
             if code:
                 check((self._driver.CUresult(code),))
         self._slots.append(slot)
+
+    def _aim(self, rows: int, stream: int) -> Aim:
+        aim = self._aims.get((rows, stream))
+        if aim is None:
+            if len(self._aims) >= _MOST_AIMS:
+                self._aims.clear()
+            aim = self._aims[rows, stream] = Aim(self._steps, rows, stream)
+        return aim
 
     def pack(self, weight: int, packed: int, rows: int, stream: int) -> None:
         assert self._packer is not None
         self._packer((weight, packed), rows, stream)
 
+    @property
+    def _is_plain(self) -> bool:
+        """A start takes the pointers and the rows, and nothing else."""
+        return not (self._extras or self._launch.maps or self._workspaces is not None)
+
+    def ready(self, pointers: tuple[int, ...], rows: int, stream: int) -> Callable[[], int] | None:
+        if not self._is_plain:
+            return None
+        slot = Slot(len(pointers) + 1, 0)
+        slot.pack(slot.memory, slot.place, *pointers, rows)
+        return bind(self._direct.start, self._aim(rows, stream), slot)
+
     def entry(self, rows: int) -> Entry | None:
-        if self._extras or self._launch.maps or self._workspaces is not None:
+        if not self._is_plain:
             return None
         steps = tuple(
             (step.function, step.grid(rows), step.launch.block, step.launch.smem_bytes, step.launch.split > 1)
@@ -111,7 +139,8 @@ class CudaKernel:
             self._workspaces.free()
         if self._packer is not None:
             self._packer.unload()
-        check(self._driver.cuModuleUnload(self._module))
+        if self._owns_module:
+            check(self._driver.cuModuleUnload(self._module))
 
 
 class _Function:

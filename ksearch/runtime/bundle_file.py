@@ -68,6 +68,10 @@ class BundleFile:
         self.path = Path(path).expanduser().absolute()
         self._regions: dict[tuple[object, ...], list[Neighbour]] | None = None
         secret = None if key is None else read_key(key)
+        self.is_signed = secret is not None
+        """A key was given, and it was signed with that."""
+        self.seal = ""
+        """The SHA-256 of its header, and with that of everything."""
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
@@ -177,6 +181,7 @@ class BundleFile:
             raise self._damaged("the SHA-256 of its header differs")
         if secret is not None:
             self._check_signature(sealed, signature, secret)
+        self.seal = stated
         with self._readable("its header"):
             header: dict[str, Any] = json.loads(sealed[len(first) :])
             for name, *part in header["pages"]:

@@ -6,6 +6,7 @@ checked on every call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ksearch.backends import Entry, Kernel, LaunchError
 from ksearch.invoke import Starter
 from ksearch.operators.program import Role, as_tuple
 from ksearch.packing import Packer
-from ksearch.runtime import launcher
+from ksearch.runtime import launcher, quick
 from ksearch.runtime.outputs import Outputs
 from ksearch.runtime.precision import allows_tf32
 from ksearch.types import Launch, Target, Workload
@@ -31,8 +32,6 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NO_MEMORY = "a tensor has no memory of its own"
 _NO_ROOM = "the device's memory is full"
 
-_MOST_GUARDS = 4
-"""Ways that tensors that fit may look: with gradients on, in inference mode, a parameter."""
 _MOST_PLACES = 512
 """Tensors mostly come back to the addresses that the allocator gave them before."""
 
@@ -46,16 +45,16 @@ class KernelCall:
         options = dict(workload.options)
         accepted = op.accepted_shapes(workload.shape, options, workload.inner)
         self._shapes = tuple(tuple(map(torch.Size, shapes)) for shapes in accepted)
-        self._count = len(self._shapes)
+        self.inputs = len(self._shapes)
         self._out_shapes = tuple((torch.Size(shape),) for shape in op.output_shapes(workload))
-        self._out_count = len(self._out_shapes)
+        self.outputs = len(self._out_shapes)
         inputs = op.inputs_for(options)
         names = [*(item.dtype(workload.dtype) for item in inputs), *op.output_dtypes(workload)]
         self._dtypes: list[torch.dtype] = [getattr(torch, name) for name in names]
         """Of each tensor, the inputs first."""
         self._dtype = self._dtypes[0]
-        self._index = target.index if target.backend == "cuda" else None
-        self._device = torch.device("cpu" if self._index is None else f"cuda:{self._index}")
+        self.index = target.index if target.backend == "cuda" else None
+        self._device = torch.device("cpu" if self.index is None else f"cuda:{self.index}")
         shapes = [first for first, *_ in (*self._shapes, *self._out_shapes)]
         pairs = zip(shapes, self._dtypes, strict=True)
         self._sizes = [shape.numel() * dtype.itemsize for shape, dtype in pairs]
@@ -63,9 +62,10 @@ class KernelCall:
         roles = [item.role for item in inputs]
         self._replaceable = {j for j, role in enumerate(roles) if launch.in_place and role is Role.FULL}
         """The inputs that an output may overwrite."""
-        results = zip(self._out_shapes, self._dtypes[self._count :], strict=True)
-        self._layouts = [(tuple(shape), _strides(shape), dtype) for (shape,), dtype in results]
-        self._empty = _empty_strided(self._device)
+        results = zip(self._out_shapes, self._dtypes[self.inputs :], strict=True)
+        self.layouts = [(tuple(shape), _strides(shape), dtype) for (shape,), dtype in results]
+        """Of each output: shape, strides, dtype."""
+        self.empty = _empty_strided(self._device)
         starter = Starter(kernel, launch, workload, op.inputs_for(options), self._device)
         self._starter = None if starter.is_plain else starter
         self._kernel = kernel
@@ -78,113 +78,109 @@ class KernelCall:
         self._keeps_float32 = (
             launch.torch_product and workload.policy == "strict" and workload.dtype == "float32"
         )
-        self._guards: dict[int, tuple[tuple[Callable[..., bool], bool], ...]] = {}
-        """What tells that tensors are like those of an earlier call, by their number; and whether that holds
-        only while no gradients are taken."""
+        self.looks, self.looks_out = quick.Looks(), quick.Looks()
+        """Of inputs, and of inputs and outputs together."""
         self._good: set[tuple[int, ...]] = set()
         """Places in memory, of inputs and outputs, that were found good."""
+        self.ready: dict[tuple[int, ...], Callable[[], int | None]] = {}
+        """Starts for some of them, with the stream as a last number: as `Kernel.ready` gives them."""
         self._alignment = launch.alignment
-        self.launcher = self._make_launcher(kernel.entry(self._rows) if starter.is_plain else None)
-        self._stream = _private("_cuda_getCurrentRawStream") or _current_stream
-        self._current = _private("_cuda_getDevice") or torch.cuda.current_device
+        entry = kernel.entry(self._rows) if starter.is_plain else None
+        self.is_plain = entry is not None
+        """A start takes the places and the rows, and nothing else, so that it can be made ready."""
+        self.launcher = self._make_launcher(entry)
+        self.stream: Callable[[Any], int] = _no_stream
+        self.is_elsewhere: Callable[[], bool] | None = None
+        """Whether another device is the current one; None where there is no other."""
+        if self.index is not None:
+            self.stream = _private("_cuda_getCurrentRawStream") or _current_stream
+            if (_private("_cuda_getDeviceCount") or torch.cuda.device_count)() > 1:
+                self.is_elsewhere = functools.partial(_is_elsewhere, self.index)
 
     def _make_launcher(self, entry: Entry | None) -> Any:
         """The compiled one, with all that a call is checked against; None where there is none."""
         if entry is None:
             return None
         return launcher.make(
-            inputs=self._count,
+            inputs=self.inputs,
             out_shapes=tuple(tuple(shape) for (shape,) in self._out_shapes),
-            out_dtypes=tuple(self._dtypes[self._count :]),
-            index=-1 if self._index is None else self._index,
+            out_dtypes=tuple(self._dtypes[self.inputs :]),
+            index=-1 if self.index is None else self.index,
             rows=self._rows,
             alignment=self._alignment,
             bytes=tuple(self._sizes),
-            replaceable=tuple(place in self._replaceable for place in range(self._count)),
+            replaceable=tuple(place in self._replaceable for place in range(self.inputs)),
             start=entry.start,
             steps=entry.steps,
             threads=entry.threads,
             current_stream=_private("_cuda_getCurrentRawStream") or _current_stream,
         )
 
-    def quick(self, tensors: tuple[torch.Tensor, ...], out: Outputs | None) -> Outputs | str:
-        """The result where everything is as in an earlier call, else some text.
-
-        It may be asked under modes and transforms, and when something is traced, but by a compiler: what
-        tells that all is as before knows of these.
-        """
-        if self.launcher is not None:
-            quickly: Outputs | str = self.launcher(tensors, out)
-            return quickly
-        given = tensors
-        if out is not None:
-            given = (*tensors, out) if isinstance(out, torch.Tensor) else (*tensors, *as_tuple(out))
-        # Guards compare what they are given by place: an `out` is not to pass for an input that is missing.
-        if len(tensors) != self._count or len(given) != self._count + (out is not None) * self._out_count:
-            return "it is of another number of tensors"
-        for is_alike, without_grad in self._guards.get(len(given), ()):
-            if is_alike(*given) and not (without_grad and torch.is_grad_enabled()):
-                return self._start(tensors, given, out is not None)
-        return "it looks new"
-
     def __call__(self, tensors: tuple[torch.Tensor, ...], out: Outputs | None) -> Outputs | str:
         """The result, or why the kernel cannot give it."""
         given = tensors if out is None else (*tensors, *as_tuple(out))
-        if reason := self._unfit(tensors, given[self._count :], out is not None):
+        if reason := self._unfit(tensors, given[self.inputs :], out is not None):
             return reason
-        result = self._start(tensors, given, out is not None)
+        if forward_ad._current_level >= 0:
+            return "forward-mode derivatives are being taken"
+        away = self.is_elsewhere is not None and self.is_elsewhere()
+        try:
+            with torch.cuda.device(self.index) if away else nullcontext():
+                made = () if out is not None else tuple([self.empty(*layout) for layout in self.layouts])
+                result = self.start(tensors, (*given, *made), has_out=out is not None)
+        except torch.OutOfMemoryError:
+            return _NO_ROOM
         if not isinstance(result, str):
             self._learn(given)
         return result
 
-    def _start(
-        self, tensors: tuple[torch.Tensor, ...], given: tuple[torch.Tensor, ...], has_out: bool
+    def start(
+        self, tensors: tuple[torch.Tensor, ...], given: tuple[torch.Tensor, ...], *, has_out: bool
     ) -> Outputs | str:
-        """On tensors that fit (`given`: the inputs and what `out` holds)."""
-        if forward_ad._current_level >= 0:
-            return "forward-mode derivatives are being taken"
+        """Start it on tensors that fit (`tensors`: the inputs; `given`: those and the outputs), where
+        its device is the current one. It gives the outputs, or says why it did not start."""
         if self._keeps_float32 and allows_tf32():
             return "PyTorch may use TF32 now, and the product that the kernel goes on from was tuned without"
-        if self._index is None or self._current() == self._index:
-            return self._run(tensors, given, has_out)
-        with torch.cuda.device(self._index):
-            return self._run(tensors, given, has_out)
-
-    def _run(
-        self, tensors: tuple[torch.Tensor, ...], given: tuple[torch.Tensor, ...], has_out: bool
-    ) -> Outputs | str:
-        """As `_start`, where the device is the current one."""
         packed = self._packed  # once: another thread may pack anew
         if self._packer is not None and packed is None:
             return "its weight is not packed, because it does not fit, or a graph is captured"
         try:
-            if not has_out:
-                given = (*tensors, *[self._empty(*layout) for layout in self._layouts])
             pointers = tuple([tensor.data_ptr() for tensor in given])
-        except torch.OutOfMemoryError:
-            return _NO_ROOM
         except RuntimeError:  # inside vmap
             return _NO_MEMORY
-        if pointers not in self._good:
-            if reason := self._misplaced(pointers):
-                return reason
+        stream = self.stream(self.index)
+        ready = None
+        if pointers in self._good:
+            if self.is_plain:
+                ready = self._make_ready(pointers, stream)
+        elif reason := self._misplaced(pointers):
+            return reason
+        else:
             if len(self._good) >= _MOST_PLACES:
                 self._good.clear()
             self._good.add(pointers)
-        results = given[self._count :]
+        results = given[self.inputs :]
         if has_out:
-            torch.autograd.graph.increment_version(results)  # autograd must see that they were written
-        stream = 0 if self._index is None else self._stream(self._index)
+            quick.increment_version(results)  # autograd must see that they were written
         try:
-            if self._starter is None:
-                self._kernel(pointers, self._rows, stream)
-            else:
+            if self._starter is not None:
                 self._starter(tensors, pointers, self._rows, stream, packed)
+            elif ready is None or ready():
+                self._kernel(pointers, self._rows, stream)
         except LaunchError as error:
             return f"the kernel did not start: {error}"
         except torch.OutOfMemoryError:  # for the memory that the kernel needs besides: PyTorch may need less
             return _NO_ROOM
-        return results[0] if self._out_count == 1 else results
+        return results[0] if self.outputs == 1 else results
+
+    def _make_ready(self, pointers: tuple[int, ...], stream: int) -> Callable[[], int | None] | None:
+        """For places that come a second time: many never do."""
+        start = self._kernel.ready(pointers, self._rows, stream)
+        if start is not None:
+            if len(self.ready) >= _MOST_PLACES:
+                self.ready.clear()
+            self.ready[*pointers, stream] = start
+        return start
 
     def pack(self, weight: torch.Tensor) -> bool:
         """Pack the weight of a prepacked workload, for the calls that follow; False where that cannot be done
@@ -193,13 +189,13 @@ class KernelCall:
         place = self._weight
         fits = not self._misfit(weight, self._shapes[place], self._dtypes[place])
         fits = fits and weight.data_ptr() % self._alignment == 0
-        on_gpu = self._index is not None
+        on_gpu = self.index is not None
         self._packed = None
         if not fits or (on_gpu and torch.cuda.is_current_stream_capturing()):
             return False
         try:
-            with torch.cuda.device(self._index) if on_gpu else nullcontext():
-                stream = self._stream(self._index) if self._index is not None else 0
+            with torch.cuda.device(self.index) if on_gpu else nullcontext():
+                stream = self.stream(self.index) if self.index is not None else 0
                 self._held = self._packer(weight, stream, self._held)
                 if on_gpu:
                     torch.cuda.current_stream().synchronize()
@@ -209,36 +205,26 @@ class KernelCall:
         return True
 
     def _learn(self, given: tuple[torch.Tensor, ...]) -> None:
-        """Let torch's guards, which compiled graphs use, know tensors that fit.
-
-        They compare in one step class, shape, strides, dtype, device, and all that changes what an operation
-        does (modes, transforms, negation): what differs in any of it is looked at again. Not compared is
-        whether gradients are taken now.
-        """
+        """These fit: what looks as they do is not looked at again."""
         if self.launcher is not None:
             self.launcher.learn(given)
             return
-        if _Guards is None or len({id(tensor) for tensor in given}) < len(given):
-            return  # guards refuse one tensor in two places, such as an `out` that is an input
-        guards = _Guards(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        known = self._guards.get(len(given), ())
-        newest = (guards.check, any(tensor.requires_grad for tensor in given))
-        self._guards = {**self._guards, len(given): (newest, *known[: _MOST_GUARDS - 1])}
+        (self.looks if len(given) == self.inputs else self.looks_out).learn(given)
 
     def _unfit(
         self, tensors: tuple[torch.Tensor, ...], results: tuple[torch.Tensor, ...], has_out: bool
     ) -> str:
         """Why the kernel cannot take these; empty where it can."""
-        if len(tensors) != self._count:
-            return f"it takes {self._count} tensor(s)"
-        count = self._out_count
+        if len(tensors) != self.inputs:
+            return f"it takes {self.inputs} tensor(s)"
+        count = self.outputs
         if has_out and len(results) != count:
             return f"out is not {count} tensor(s)"
         try:
             for tensor, shapes, dtype in zip(tensors, self._shapes, self._dtypes, strict=False):
                 if reason := self._misfit(tensor, shapes, dtype):
                     return f"an input {reason}"
-            expected = zip(results, self._out_shapes, self._dtypes[self._count :], strict=False)
+            expected = zip(results, self._out_shapes, self._dtypes[self.inputs :], strict=False)
             for number, (result, shapes, dtype) in enumerate(expected):
                 if reason := self._misfit(result, shapes, dtype):
                     return f"out[{number}] {reason}" if count > 1 else f"out {reason}"
@@ -271,7 +257,7 @@ class KernelCall:
                 return _NO_MEMORY
             if pointer % self._alignment:
                 return f"a tensor does not start at a multiple of {self._alignment} bytes"
-        sizes, count = self._sizes, self._count
+        sizes, count = self._sizes, self.inputs
         for k in range(count, len(pointers)):
             start, end = pointers[k], pointers[k] + sizes[k]
             for j in range(k):
@@ -285,18 +271,26 @@ class KernelCall:
 # ---- torch's short cuts, which are private: where one is missing, the public way --------------------------
 
 
-_Guards: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None)
-
-
 def _private(name: str) -> Callable[..., int] | None:
     found: Callable[..., int] | None = getattr(torch._C, name, None)
     return found
+
+
+_current_device: Callable[[], int] = _private("_cuda_getDevice") or torch.cuda.current_device
 
 
 def _current_stream(index: int) -> int:
     """The caller's current stream as the driver's handle."""
     stream: int = torch.cuda.current_stream(index).cuda_stream
     return stream
+
+
+def _no_stream(_: None) -> int:
+    return 0
+
+
+def _is_elsewhere(index: int) -> bool:
+    return _current_device() != index
 
 
 def _empty_strided(device: torch.device) -> Callable[..., torch.Tensor]:

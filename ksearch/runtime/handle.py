@@ -6,8 +6,11 @@ The answer is always right: what a kernel cannot take runs PyTorch, and the log 
 from __future__ import annotations
 
 import enum
+import functools
+import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -15,6 +18,7 @@ from ksearch.operators.program import as_tuple
 from ksearch.runtime.call import KernelCall
 from ksearch.runtime.notice import warn_once
 from ksearch.runtime.outputs import Outputs, as_result, write
+from ksearch.runtime.quick import Quick, make
 from ksearch.runtime.traced import is_traced
 from ksearch.types import Option, Target, Winner, Workload
 
@@ -35,8 +39,46 @@ class Match(enum.StrEnum):
     """Nothing usable was found; PyTorch runs."""
 
 
-class Handle:
-    """What `ksearch.load` returns. Safe to call from several threads, on any stream, and under autograd."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a handle was loaded by, in what any process understands: it is in the handle's pickles."""
+
+    op: str
+    """Where it is defined."""
+    shape: tuple[int, ...]
+    dtype: str
+    device: str | None
+    """None: the first GPU, or the CPU where there is none."""
+    db: str | None
+    """A database; None: the one in use, or the bundle."""
+    bundle: str | None
+    seal: str | None
+    """The SHA-256 of a bundle that was signed with the key that was asked for: it may not be another one."""
+    policies: tuple[str, ...]
+    options: tuple[tuple[str, Option], ...]
+
+
+class Handle(functools.partial[Outputs]):
+    """What `ksearch.load` returns. Safe to call from several threads, on any stream, and under autograd.
+
+    Called as `handle(*tensors, out=None)` it gives the op of these tensors, into `out` where that is given: a
+    tuple of tensors, as is the result, where the op has several outputs. A tensor that this workload does not
+    have may be left out or be None. Raises UsageError where it does not fit.
+
+    It is a partial because Python calls one as it does a function: a method `__call__` took 0.15 us more.
+    """
+
+    def __new__(
+        cls,
+        op: Op,
+        options: Mapping[str, Option],
+        *,
+        workload: Workload | None = None,
+        target: Target | None = None,
+        call: KernelCall | None = None,
+        **_: Any,
+    ) -> Self:
+        return super().__new__(cls, _Calls(op, options, workload, target, call).function())
 
     def __init__(
         self,
@@ -58,31 +100,24 @@ class Handle:
         """None where the op has no kernels for such tensors at all."""
         self.target = target
         self.winner = winner
-        self._function = op.caller(options)
-        self._count = len(op.inputs_for(options))
         self.kernel = call
         """What runs where it fits the tensors; None: PyTorch."""
+        self.asked: Asked | None = None
+        """Set by what loads it."""
 
-    def __call__(self, *tensors: torch.Tensor, out: Outputs | None = None) -> Outputs:
-        """The op of these tensors, into `out` where it is given: a tuple of tensors, as is the result, where
-        the op has several outputs. Raises UsageError where it does not fit.
+    def __copy__(self) -> Self:
+        return self
 
-        A tensor that this workload does not have may be left out or be None.
-        """
-        if len(tensors) != self._count:
-            tensors = tuple([tensor for tensor in tensors if tensor is not None])
-        call = self.kernel
-        if call is not None and not torch.compiler.is_compiling():
-            result = call.quick(tensors, out)
-            if not isinstance(result, str):
-                return result
-        if call is not None and not is_traced():
-            result = call(tensors, out)
-            if not isinstance(result, str):
-                return result
-            key = (self.workload, self.target and self.target.key, result)
-            warn_once(key, f"a call of {self.workload} runs PyTorch, because {result}")
-        return call_pytorch(self.op.name, self._function, tensors, {}, out)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # nothing in it is ever changed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By what it was loaded by: on the other side that is loaded, or PyTorch runs."""
+        from ksearch.runtime.again import load_again  # it loads handles
+
+        if self.asked is None:
+            raise TypeError("a handle that ksearch.load did not give cannot be pickled")
+        return load_again, (self.asked,)
 
     def __repr__(self) -> str:
         if self.winner is None or self.target is None:
@@ -91,6 +126,53 @@ class Handle:
             "PyTorch, which won" if self.kernel is None else f"a kernel, {self.winner.speedup:.2f} x PyTorch"
         )
         return f"<ksearch {self.workload} on {self.target.device}: {self.match}, runs {runs}>"
+
+
+class _Calls:
+    """What a handle does when it is called, without the handle: what refers to itself is freed late, and it
+    holds memory of the device."""
+
+    def __init__(
+        self,
+        op: Op,
+        options: Mapping[str, Option],
+        workload: Workload | None,
+        target: Target | None,
+        kernel: KernelCall | None,
+    ) -> None:
+        self._name, self._workload, self._target = op.name, workload, target
+        self._function = op.caller(options)
+        self._count = len(op.inputs_for(options))
+        self._kernel = kernel
+        self._again: weakref.ref[Quick] | None = None
+        """What `function` gave."""
+
+    def function(self) -> Quick:
+        """What a handle is."""
+        if self._kernel is None:
+            return self._pytorch
+        made = make(self._kernel, self._slowly)
+        self._again = weakref.ref(made)
+        return made
+
+    def _slowly(self, tensors: tuple[Any, ...], out: Outputs | None) -> Outputs:
+        """A call that is to be looked at."""
+        if len(tensors) != self._count and any(each is None for each in tensors):
+            again = None if self._again is None else self._again()
+            tensors = tuple([each for each in tensors if each is not None])
+            if again is not None:
+                result: Outputs = again(*tensors, out=out)
+                return result
+        if self._kernel is not None and not is_traced():
+            found = self._kernel(tensors, out)
+            if not isinstance(found, str):
+                return found
+            key = (self._workload, self._target and self._target.key, found)
+            warn_once(key, f"a call of {self._workload} runs PyTorch, because {found}")
+        return call_pytorch(self._name, self._function, tensors, {}, out)
+
+    def _pytorch(self, *tensors: Any, out: Outputs | None = None) -> Outputs:
+        return self._slowly(tensors, out)
 
 
 def call_pytorch(

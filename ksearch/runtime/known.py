@@ -10,11 +10,11 @@ from ksearch.runtime.notice import warn_once
 from ksearch.types import Target, Workload
 
 
-def kernels(op: str, target: Target) -> tuple[Workload, ...]:
+def kernels(op: str, target: Target, *, prepacked: bool = False) -> tuple[Workload, ...]:
     """What a kernel of this op won for, on devices of that architecture, where `ksearch.ops` looks.
 
-    Not those that take a packed weight, which no call of `ksearch.ops` has. Empty where that cannot be read:
-    the log says why, once.
+    `prepacked`: those that take a packed weight, which no call of `ksearch.ops` has; else those that do not.
+    Empty where that cannot be read: the log says why, once.
     """
     if env.disable():
         return ()
@@ -32,7 +32,7 @@ def kernels(op: str, target: Target) -> tuple[Workload, ...]:
         return ()
     place = (target.backend, target.arch)
     there = (workload for workload, on in found if (on.backend, on.arch) == place)
-    return tuple(dict.fromkeys(workload for workload in there if not workload.is_prepacked))
+    return tuple(dict.fromkeys(workload for workload in there if workload.is_prepacked is prepacked))
 
 
 def state() -> str:

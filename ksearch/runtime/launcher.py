@@ -1,9 +1,9 @@
 """The compiled launcher: calls of a kernel without Python in between, where somebody has built it.
 
-A call of a handle costs 6.5 us on the host of an H200 from Python, more than all of torch.softmax (5.4), and
-one that comes through PyTorch's dispatcher, as in a compiled graph, twice as much. The library belongs to one
-version of Python and of PyTorch, so that one for another is never loaded; without any, everything works as
-well, only not as fast.
+From Python a call of a handle takes 0.2 to 0.6 us more on the host of an H200, of 3 to 4 in all, and one that
+comes through PyTorch's dispatcher, as in a compiled graph, 0.9. The library belongs to one version of Python
+and of PyTorch, so that one for another is never loaded; it is built where somebody asks for it, never by a
+program that runs winners, and without any everything works as well.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Backing(Protocol):
 
     def __call__(self, *args: Any, out: Outputs | None = None, **named: Any) -> Outputs: ...
 
-    def quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | str: ...
+    def quickly(self, args: tuple[Any, ...], out: Outputs | None) -> Outputs | None: ...
 
     def has_kernel(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> bool: ...
 
@@ -102,7 +102,7 @@ class Registered:
         graph.impl(name, self._in_graph, "CompositeImplicitAutograd")
         self.overload = getattr(getattr(torch.ops, _OWN), name).default
         self.in_graph = getattr(getattr(torch.ops, _GRAPH), name).default
-        self._direct = Direct(self.overload, self._run, self._differentiably)
+        self._direct = Direct(self.overload, self._run, self._differentiably, self._quickly)
 
     def serve(self, op: Op, backing: Backing) -> None:
         """Calls are of this op from now on."""
@@ -154,9 +154,12 @@ class Registered:
     def _run(self, *tensors: torch.Tensor | None, **options: Option) -> Outputs:
         if not options:
             found = self._backing.quickly(tensors, None)
-            if not isinstance(found, str):
+            if found is not None:
                 return found
         return self._slowly(tensors, options)
+
+    def _quickly(self, tensors: tuple[Any, ...]) -> Outputs | None:
+        return self._backing.quickly(tensors, None)
 
     def _slowly(self, tensors: Sequence[torch.Tensor | None], options: Mapping[str, Any]) -> Outputs:
         """A call that is to be looked at."""
@@ -191,7 +194,7 @@ class Registered:
         # What is as in an earlier call wants no gradient, and is in no transform.
         if not options and type(tensors[0]) is torch.Tensor and not torch._C._len_torch_dispatch_stack():
             found = self._backing.quickly(tensors, None)
-            if not isinstance(found, str):
+            if found is not None:
                 return found
         # A transform, or a forward derivative, goes through what PyTorch knows.
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:

@@ -10,7 +10,7 @@ import functools
 import os
 import shlex
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from ksearch.runtime import lookup
 from ksearch.runtime.binary import place
 from ksearch.runtime.bundle_file import BundleFile, used
 from ksearch.runtime.call import KernelCall
-from ksearch.runtime.handle import Handle, Match
+from ksearch.runtime.handle import Asked, Handle, Match
 from ksearch.runtime.lookup import Found
 from ksearch.runtime.notice import tell_once, warn_once
 from ksearch.runtime.prepacked import Prepacked
@@ -68,8 +68,10 @@ def load_best(
     policies: Sequence[str],
     options: Mapping[str, Option],
     weight: torch.Tensor | None = None,
+    required: bool = False,
 ) -> Handle:
-    """As `load`, under the first of several policies that has a winner; `weight` is its `prepacked`."""
+    """As `load`, under the first of several policies that has a winner; `weight` is its `prepacked`.
+    `required`: as with KSEARCH_REQUIRE, for a caller who knows another way."""
     resolved = operators.resolve(op)
     sizes = operators.parse_shape(shape) if isinstance(shape, str) else tuple(shape)
     name = str(dtype).removeprefix("torch.")
@@ -77,9 +79,41 @@ def load_best(
     workloads = [
         resolved.workload(sizes, name, policy=policy, prepacked=kept, **options) for policy in policies
     ]
-    make = Handle if weight is None else functools.partial(Prepacked, weight=weight)
     backend, index = _device(device)
     target = backends.get(backend).target(index)
+    handle = _best(resolved, workloads, target, options, db, weight, required=required or env.require())
+    bundle = db if isinstance(db, BundleFile) else None
+    handle.asked = Asked(
+        op=resolved.location,
+        shape=sizes,
+        dtype=name,
+        device=None if device is None else f"{backend}:{index}" if backend == "cuda" else backend,
+        db=None if db is None or isinstance(db, BundleFile) else str(Path(db).expanduser().absolute()),
+        bundle=str(bundle.path) if bundle else None,
+        seal=bundle.seal if bundle and bundle.is_signed else None,
+        policies=tuple(policies),
+        options=tuple(sorted(options.items())),
+    )
+    return handle
+
+
+def kind_of(weight: torch.Tensor | None) -> Callable[..., Handle]:
+    """What makes a handle, of a linear that keeps its weight where there is one."""
+    return Handle if weight is None else functools.partial(Prepacked, weight=weight)
+
+
+def _best(
+    resolved: Op,
+    workloads: Sequence[Workload],
+    target: Target,
+    options: Mapping[str, Option],
+    db: str | os.PathLike[str] | BundleFile | None,
+    weight: torch.Tensor | None,
+    *,
+    required: bool,
+) -> Handle:
+    """For the first of the workloads that has a winner."""
+    make = kind_of(weight)
     if env.disable():
         return make(
             resolved,
@@ -118,9 +152,10 @@ def load_best(
         if failure:  # what is there cannot be used: that is to be mended
             break
     reason = failure or f"{missing}; to get one: {_command(resolved, wanted, target, db)}"
-    if env.require():
+    if required:
         closest = "" if failure else f"; {_closest(where, wanted, target)}"
-        raise NoWinner(f"{wanted} on {target.device} has no kernel here: {reason}{closest} (KSEARCH_REQUIRE)")
+        by = " (KSEARCH_REQUIRE)" if env.require() else ""
+        raise NoWinner(f"{wanted} on {target.device} has no kernel here: {reason}{closest}{by}")
     warn_once((wanted, target.key), f"{wanted} on {target.device} runs PyTorch: {reason}")
     return make(resolved, options, match=Match.FALLBACK, reason=reason, workload=wanted, target=target)
 

@@ -10,7 +10,7 @@ import pytest
 from cuda.bindings import driver
 
 from ksearch.backends import LaunchError, cuda
-from ksearch.backends.cuda_start import Attribute, Direct, LaunchConfig, Slot, Step
+from ksearch.backends.cuda_start import Aim, Attribute, Direct, LaunchConfig, Slot, Step, bind
 from ksearch.types import Launch
 
 START = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)
@@ -35,8 +35,8 @@ def test_the_structures_are_the_drivers() -> None:
     assert (first.kind, first.value[0]) == (2, 1)
 
 
-def started(slot: Slot, count: int) -> list[dict[str, Any]]:
-    """What each start of a slot would tell the driver."""
+def started(aim: Aim, slot: Slot, count: int) -> list[dict[str, Any]]:
+    """What each start would tell the driver."""
     seen: list[dict[str, Any]] = []
 
     def record(config: int, function: int, parameters: int, _extra: int) -> int:
@@ -52,8 +52,7 @@ def started(slot: Slot, count: int) -> list[dict[str, Any]]:
         return 0
 
     call = START(record)
-    for arguments in slot.starts:
-        assert call(*arguments) == 0
+    assert bind(call, aim, slot)() == 0
     return seen
 
 
@@ -62,10 +61,10 @@ def test_every_step_gets_the_same_values_and_its_own_grid() -> None:
         Step(0xF00000001, Launch(block=64), None),
         Step(0xF00000002, Launch(block=128, work_per_block=4, smem_bytes=100_000, split=8), 24),
     ]
-    slot = Slot(steps, count=3, maps=0)
-    slot.aim(rows=10, stream=0x7F0000000000)
-    slot.pack(slot.values, 0, 0xAAAA00000000, 0xBBBB00000000, 10)
-    one, two = started(slot, 3)
+    slot = Slot(count=3, maps=0)
+    aim = Aim(steps, rows=10, stream=0x7F0000000000)
+    slot.pack(slot.memory, slot.place, 0xAAAA00000000, 0xBBBB00000000, 10)
+    one, two = started(aim, slot, 3)
     assert one["values"] == two["values"] == [0xAAAA00000000, 0xBBBB00000000, 10]
     assert (one["grid"], one["block"], one["smem"], one["cooperative"]) == ((10, 1, 1), (64, 1, 1), 0, False)
     assert (two["grid"], two["block"], two["smem"], two["cooperative"]) == (
@@ -73,8 +72,7 @@ def test_every_step_gets_the_same_values_and_its_own_grid() -> None:
     )  # fmt: skip
     assert (one["function"], two["function"]) == (0xF00000001, 0xF00000002)
     assert one["stream"] == two["stream"] == 0x7F0000000000
-    slot.aim(rows=2, stream=0)
-    one, two = started(slot, 3)
+    one, two = started(Aim(steps, rows=2, stream=0), slot, 3)
     assert (one["grid"], two["grid"], one["stream"]) == ((2, 1, 1), (8, 1, 1), 0)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from ksearch import backends, env, operators, runtime
-from ksearch.backends import LaunchError
+from ksearch import backends, env, operators, packing, runtime
+from ksearch.backends import Entry, LaunchError
 from ksearch.errors import NoSuchDevice
 from ksearch.runtime import launcher
 from ksearch.store import Store
@@ -31,8 +33,20 @@ class FakeKernel:
         for number, pointer in enumerate(pointers[-self.outputs :]):
             (ctypes.c_float * self.count).from_address(pointer)[:] = [self.value + number] * self.count
 
-    def entry(self, rows: int) -> None:
-        """It is no machine code."""
+    def entry(self, rows: int) -> Entry | None:
+        """It is no machine code, and no launcher may start it."""
+        return Entry(0, (), 0) if self.backend.is_plain else None
+
+    def ready(self, pointers: tuple[int, ...], rows: int, stream: int) -> Callable[[], int]:
+        def start() -> int:
+            self.backend.ready_starts += 1
+            try:
+                self(pointers, rows, stream)
+            except LaunchError:
+                return 1
+            return 0
+
+        return start
 
     def unload(self) -> None:
         pass
@@ -46,6 +60,9 @@ class FakeBackend:
     def __init__(self) -> None:
         self.loaded: list[str] = []
         self.launched: list[tuple] = []
+        self.is_plain = False
+        """Whether starts are made ready beforehand."""
+        self.ready_starts = 0
         self.refuse_load = False
         self.refuse_launch = False
 
@@ -112,3 +129,17 @@ def promote(op, shape, value: float | None = 42.0, *, dtype="float32", alignment
     with Store.open(env.database_path()) as store:
         store.promote(winner, source="text" if kernel else None, binary=binary, environment={})
     return winner
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
+    """The rows that a weight is packed for, and a copy of it, each time."""
+    seen: list[tuple[int, Tensor]] = []
+    reordered = packing.reordered
+
+    def counted(weight: Tensor, rows: int) -> Tensor:
+        seen.append((rows, weight.clone()))
+        return reordered(weight, rows)
+
+    monkeypatch.setattr(packing, "reordered", counted)
+    return seen

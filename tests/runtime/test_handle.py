@@ -16,8 +16,10 @@ from tests.runtime.conftest import promote
 SHAPE = (4, 8)
 
 
-@pytest.fixture
-def handle(backend):
+@pytest.fixture(params=[False, True], ids=["each time", "ready"])
+def handle(request, backend):
+    """Of a kernel that is started each time, or by starts that were made ready."""
+    backend.is_plain = request.param
     promote("softmax", SHAPE, alignment=16)
     return ksearch.load("softmax", SHAPE)
 
@@ -277,7 +279,7 @@ def test_a_call_that_cannot_be_known_again_does_not_push_out_those_that_can(hand
 
 
 def test_without_torchs_guards_every_tensor_is_looked_at(handle, monkeypatch):
-    monkeypatch.setattr("ksearch.runtime.call._Guards", None)
+    monkeypatch.setattr("ksearch.runtime.quick._Guards", None)
     for _ in range(3):
         assert (handle(torch.randn(SHAPE)) == 42).all()
         torch.testing.assert_close(handle(torch.zeros(4, 9)), torch.softmax(torch.zeros(4, 9), -1))

@@ -17,7 +17,7 @@ from ksearch.cli import main
 from ksearch.operators.program import as_tuple
 from ksearch.runtime import launcher
 from tests.runtime.racing import wrong_answers
-from tests.winners import at, put_in_force
+from tests.winners import at, forced
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own modules
 BACKENDS = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
@@ -27,9 +27,7 @@ OPS = ("softmax", "gelu", "add_rmsnorm")
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp("winners")
-    put_in_force(folder, request.param, [operators.get(name).workload(SHAPE) for name in OPS])
-    return request.param, folder
+    return request.param, forced(tmp_path_factory, request.param, OPS, SHAPE)
 
 
 @pytest.fixture

@@ -41,10 +41,15 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, folder
 
 
+BOTH = pytest.mark.parametrize("device", [True, False], ids=["launcher", "python"], indirect=True)
+"""What is started before the dispatcher is the same without a launcher, from Python."""
+
+
 @pytest.fixture
-def device(folder: tuple[str, Path], built: Path) -> Iterator[str]:
+def device(request: pytest.FixtureRequest, folder: tuple[str, Path], built: Path) -> Iterator[str]:
+    has_launcher = getattr(request, "param", True)
     with at(folder[1]) as patch:
-        patch.setenv("KSEARCH_LAUNCHER", str(built))
+        patch.setenv("KSEARCH_LAUNCHER", str(built if has_launcher else built.with_name("none.so")))
         runtime.refresh()
         torch._dynamo.reset()
         yield folder[0]
@@ -120,6 +125,7 @@ def test_several_outputs_absent_tensors_and_options(device: str, python: Python)
     assert python.calls > before, "no kernel is known for these"
 
 
+@BOTH
 def test_a_call_of_an_overload_means_what_it_says(device: str, python: Python) -> None:
     """It is launched before it comes to the dispatcher; what is seen on the way there still sees it."""
     x, call = torch.randn(SHAPE, device=device), SOFTMAX.default
@@ -151,7 +157,8 @@ def test_a_call_of_an_overload_means_what_it_says(device: str, python: Python) -
     with Watch():
         check(call(x), x.softmax(-1))
     assert "ksearch.softmax.default" in seen
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds, acc_events=True) as profile:  # else torch 2.11 warns
         call(x)
     assert "ksearch::softmax" in {each.name for each in profile.events()}
 
@@ -171,6 +178,7 @@ def test_a_compiled_graph_needs_no_python(device: str, python: Python) -> None:
         assert python.calls == before
 
 
+@BOTH
 def test_what_a_compiler_is_to_compare_is_little(device: str) -> None:
     """Of a call that is nothing but tensors: each thing that it met is compared before every call."""
     met: list[int] = []
@@ -185,6 +193,7 @@ def test_what_a_compiler_is_to_compare_is_little(device: str) -> None:
     assert max(met) < 45
 
 
+@BOTH
 @pytest.mark.parametrize("call", [SOFTMAX, SOFTMAX.default], ids=["packet", "overload"])
 def test_what_is_not_for_the_kernel(call: Any, device: str) -> None:
     x = torch.randn(SHAPE, device=device)
@@ -210,6 +219,7 @@ def test_what_is_not_for_the_kernel(call: Any, device: str) -> None:
     assert call(torch.empty(SHAPE, device="meta")).shape == SHAPE
 
 
+@BOTH
 @pytest.mark.parametrize("call", [SOFTMAX, SOFTMAX.default], ids=["packet", "overload"])
 def test_subclasses_and_modes(call: Any, device: str, python: Python) -> None:
     class Other(torch.Tensor):
@@ -301,8 +311,8 @@ def test_an_op_that_is_defined_again(device: str) -> None:
         def __call__(self, *args: Any, out: Any = None, **named: Any) -> Any:
             return args[0] + 1
 
-        def quickly(self, args: Any, out: Any) -> str:
-            return "never"
+        def quickly(self, args: Any, out: Any) -> None:
+            """Never."""
 
         def has_kernel(self, tensors: Any, options: Any) -> bool:
             return False
@@ -336,6 +346,7 @@ def test_the_launcher_may_come_later_and_go(device: str, python: Python, tmp_pat
     assert python.calls == before
 
 
+@BOTH
 def test_threads(device: str) -> None:
     assert wrong_answers(SOFTMAX, SHAPE, device) == []
 

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional
 
 import ksearch
-from ksearch import operators
+from ksearch import operators, records
+from ksearch.backends import LaunchError
 from ksearch.invoke import Starter
 from ksearch.operators.program import Input, Role
 from ksearch.runtime.handle import Handle
@@ -78,6 +79,29 @@ def test_the_product_stands_for_its_operands(scratch_bytes: int) -> None:
     assert len(pointers) == 3 + bool(scratch_bytes)
 
 
+def test_the_product_stands_for_a_bias_too_where_pytorch_adds_it() -> None:
+    given, pointers = start(Launch(torch_product=True, torch_bias=2))
+    assert pointers[0] not in (0, *given)
+    assert pointers[1:] == given[3:]
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_bias_that_is_none_is_refused_before_a_call(place: int) -> None:
+    with pytest.raises(LaunchError, match=f"input {place} is a linear's bias, which it is not"):
+        start(Launch(torch_product=True, torch_bias=place))
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [Launch(torch_bias=2), Launch(torch_product=True, torch_bias=-1)],
+    ids=["no product", "negative"],
+)
+def test_a_file_that_names_no_bias_is_refused(launch: Launch) -> None:
+    records.check_launch(Launch(torch_product=True, torch_bias=2))
+    with pytest.raises(ValueError, match="torch_bias is"):
+        records.check_launch(launch)
+
+
 def test_a_launch_of_several_kernels_is_read_as_it_was() -> None:
     tile = TensorMap(1, "float32", 64, None, 32, 128)
     launch = Launch(
@@ -89,6 +113,10 @@ def test_a_launch_of_several_kernels_is_read_as_it_was() -> None:
     )
     assert Launch.read(json.loads(json.dumps(asdict(launch)))) == launch
     assert Launch.read({"threads": 2}) == Launch(threads=2), "as older databases have it"
+    older = Launch.read({"torch_product": True})
+    assert older.torch_bias is None, "a kernel of then adds the bias itself"
+    biased = Launch(torch_product=True, torch_bias=2)
+    assert Launch.read(json.loads(json.dumps(asdict(biased)))) == biased
 
 
 @pytest.fixture(scope="module")

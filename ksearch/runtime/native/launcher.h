@@ -18,12 +18,8 @@ struct Launcher {
 };
 
 inline PyTypeObject launcher_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
-inline PyObject* declined = nullptr; // the text that says so
 
-inline PyObject* decline() {
-  Py_INCREF(declined);
-  return declined;
-}
+inline PyObject* decline() { Py_RETURN_NONE; }
 
 // Whether the objects are tensors and no subclass of them; in `found`, which has room for them.
 inline bool unpack(PyObject* const* objects, size_t count, Tensors& found, size_t place) {
@@ -70,7 +66,7 @@ inline PyObject* start(Kernel& kernel, PyObject* tensors, PyObject* out) {
   return wrap(made);
 }
 
-// launcher(tensors, out)
+// launcher(tensors, out): the result, or None where the call is to be looked at
 inline PyObject* call(PyObject* self, PyObject* const* arguments, size_t flagged, PyObject* names) {
   if (PyVectorcall_NARGS(flagged) != 2 || names != nullptr) {
     PyErr_SetString(PyExc_TypeError, "a launcher takes a tuple of tensors and `out`");
@@ -206,8 +202,7 @@ inline bool ready_launcher() {
   launcher_type.tp_vectorcall_offset = offsetof(Launcher, vectorcall);
   launcher_type.tp_methods = launcher_methods;
   launcher_type.tp_getset = launcher_properties;
-  declined = PyUnicode_InternFromString("it looks new");
-  return declined != nullptr && PyType_Ready(&launcher_type) == 0;
+  return PyType_Ready(&launcher_type) == 0;
 }
 
 } // namespace ksearch

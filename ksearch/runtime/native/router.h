@@ -14,7 +14,7 @@ struct Router {
 
 inline PyTypeObject router_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
-// router(tensors, out)
+// router(tensors, out): as a launcher
 inline PyObject* route(PyObject* self, PyObject* const* arguments, size_t flagged, PyObject* names) {
   if (PyVectorcall_NARGS(flagged) != 2 || names != nullptr || !PyTuple_CheckExact(arguments[0])) {
     PyErr_SetString(PyExc_TypeError, "a router takes a tuple of tensors and `out`");
