@@ -35,6 +35,14 @@ def test_a_linear_is_tuned_and_loaded(op: str) -> None:
     torch.testing.assert_close(handle(*tensors).double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_bias_is_added_before_the_product_is_rounded(dtype: str) -> None:
+    """As PyTorch does it: 1.3 times the error that was allowed came of adding it to a rounded product."""
+    report = tune("linear_sigmoid_sum", (64, 512, 256), dtype=dtype, device="cpu", trials=3)
+    assert report.failures == {}
+    assert report.trials == 3
+
+
 def test_pytorchs_product_is_no_wall_that_a_search_ends_at(monkeypatch: pytest.MonkeyPatch) -> None:
     walls: list[float] = []
     monkeypatch.setattr(stopping, "early", lambda outcomes, target, wall_us: walls.append(wall_us))

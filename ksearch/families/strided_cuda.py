@@ -1,7 +1,8 @@
 """Rows that lie side by side, reduced and mapped on a GPU: neighbouring threads take neighbouring rows.
 
 What matters is as in a copy: long pieces of memory, and many bytes in flight; the reduction of a row is of
-threads one below the other.
+threads one below the other. Blocks of a cluster share the columns of rows too long for one block's registers;
+where rows are few and one value of each is left, their columns are cut into parts.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from ksearch.families import cuda
 from ksearch.families.base import Rule, Space, nearest
 from ksearch.families.reduction_cuda import word_of, words_of
 from ksearch.families.rowwise_cuda import cached_inputs, means_of, schedule_of
-from ksearch.operators.program import Program, Role
+from ksearch.families.strided_limits import Limits, items, wide
+from ksearch.operators.program import Program
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
-SPARE_REGISTERS = 32
-"""Registers beside the columns and what they come to (tests/families/test_strided.py)."""
-_STATIC_BYTES = 48 << 10
-"""Shared memory that a block may have without asking for it."""
+_COUNTERS = 80
+"""Of parts that are done, which each block has room for: ten times as many as there can be for each, as on a
+device with a tenth of the multiprocessors."""
 
 
 class StridedCuda:
@@ -26,11 +27,14 @@ class StridedCuda:
     template = "cuda/strided.cu.j2"
 
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
-        limits = Limits(program, workload)
-        shape = ("across", "down", "vec")
+        limits = Limits(program, workload, target)
+        is_sm_90 = cuda.compute_capability(target.arch) >= cuda.CLUSTER_ARCH
+        shape, shared = ("across", "down", "vec"), ("cluster", "parts")
         return Space(
             axes={
                 **block_axes(workload),
+                "cluster": (1, 2, 4, 8, 16) if is_sm_90 and not limits.is_read_once else (1,),
+                "parts": tuple(1 << n for n in range(13)) if limits.is_read_once else (1,),
                 "storage": ("registers", "global"),
                 "unroll": (1, 2, 4, 8, 16),
                 "min_blocks": (1, 2, 3, 4, 6, 8),
@@ -39,10 +43,14 @@ class StridedCuda:
             },
             rules=(
                 Rule(shape, lambda config: is_block(config, workload)),
-                Rule((*shape, "storage"), limits.is_stored),
-                Rule(("down", "storage", "unroll", "reduction"), limits.loops),
-                Rule((*shape, "reduction"), limits.has_shared_memory),
-                Rule((*shape, "storage", "unroll", "min_blocks", "reduction", "math"), limits.has_room),
+                Rule((*shape, *shared), limits.is_shared_out),
+                Rule((*shape, *shared, "storage"), limits.is_stored),
+                Rule(("down", *shared, "storage", "unroll", "reduction"), limits.loops),
+                Rule((*shape, *shared, "reduction"), limits.has_shared_memory),
+                Rule((*shape, "parts", "min_blocks", "reduction"), limits.has_parts),
+                Rule(
+                    (*shape, *shared, "storage", "unroll", "min_blocks", "reduction", "math"), limits.has_room
+                ),
             ),
             free={
                 "load": cuda.LOADS,
@@ -59,18 +67,22 @@ class StridedCuda:
         vec = next(v for v in cuda.vectors(workload.stride, workload.itemsize) if workload.stride % v == 0)
         words = max(1, vec * workload.itemsize // 4)
         base: dict[str, ConfigValue] = {
-            "across": 32, "down": 8, "vec": vec, "storage": "registers", "unroll": 1, "min_blocks": 2,
-            "reduction": "two_step", "math": cuda.math_axis(program)[0],
-            "load": "default", "store": "default",
+            "across": 32, "down": 8, "vec": vec, "cluster": 1, "parts": 1, "storage": "registers",
+            "unroll": 1, "min_blocks": 2, "reduction": "two_step",
+            "math": cuda.math_axis(program)[0], "load": "default", "store": "default",
         }  # fmt: skip
         downs = [1, 2, 4, 8, 16, 32]
         fitting = [n for n in downs if workload.cols / n * words <= 48 and n <= workload.cols]
         if all(program.per_row) or not fitting:
-            loop = {**base, "storage": "global", "unroll": 8, "min_blocks": 4}
+            limits = Limits(program, workload, target)
+            most = max(n for n in downs if n <= workload.cols)
+            loop = {**base, "down": min(8, most), "storage": "global", "unroll": 8}
             return [
+                *_parts_wishes(base, limits, program, workload, target),
+                *_cluster_wishes(base, limits, workload, target),
                 loop,
-                {**loop, "down": min(16, max(n for n in downs if n <= workload.cols)), "unroll": 4},
-                {**loop, "vec": 1, "across": 64},
+                {**loop, "down": min(16, most), "unroll": 4},
+                {**loop, "vec": 1, "across": 64, "min_blocks": 4},
                 {**loop, "reduction": "online" if program.online_kinds else "two_step", "unroll": 16},
             ]
         down = fitting[0]
@@ -83,13 +95,18 @@ class StridedCuda:
         ]
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
-        wide = int(config["across"]) * int(config["vec"])
+        limits, parts = Limits(program, workload, target), int(config["parts"])
+        # Each block of rows side by side is cut into as many, and each of these into parts.
         return Launch(
-            work_per_row=-(-workload.stride // wide),  # each block of rows side by side is cut into as many
+            work_per_row=-(-workload.stride // wide(config)) * parts,
             work_per_block=workload.stride,
             block=int(config["across"]) * int(config["down"]),
+            cluster=int(config["cluster"]),
+            persistent=parts > 1,
+            workspace_bytes=16 + 4 * _COUNTERS if parts > 1 else 0,
+            scratch_bytes=-(-limits.found_bytes(config) // 256) * 256 if parts > 1 else 0,
             alignment=int(config["vec"]) * workload.itemsize,
-            most_rows=ANY_ROWS,
+            most_rows=ANY_ROWS if parts == 1 else workload.rows,
         )
 
     def variables(
@@ -101,6 +118,7 @@ class StridedCuda:
             **cuda.common_variables(program),
             "schedule": schedule,
             "stride": workload.stride,
+            "counters": _COUNTERS,
             "widths": widths,
             "most_words": max(widths),
             "means_of": means_of,
@@ -111,9 +129,54 @@ class StridedCuda:
         }
 
 
+def _parts_wishes(
+    base: Config, limits: Limits, program: Program, workload: Workload, target: Target
+) -> list[dict[str, ConfigValue]]:
+    """Where rows side by side are too few: blocks of 512 threads, and four parts for each that runs."""
+    vec, online = int(base["vec"]), bool(program.online_kinds)
+    across = next((n for n in (128, 64, 32, 16, 8) if n * vec <= workload.stride), 4)
+    down = min(32, 512 // across)
+    loop = {
+        **base, "across": across, "down": down, "storage": "global",
+        "reduction": "online" if online else "two_step",
+    }  # fmt: skip
+    blocks = limits.tiles(loop)
+    if not limits.is_read_once or blocks >= 2 * target.units:
+        return []
+    counts = [1 << n for n in reversed(range(1, 13)) if blocks << n <= 8 * target.units]
+    wishes = [{**loop, "unroll": 8, "min_blocks": 1, "parts": parts} for parts in counts]
+    found = [wish for wish in wishes if limits.is_shared_out(wish) and limits.has_parts(wish)][:2]
+    return found if online else [{**wish, "unroll": 4, "min_blocks": 2} for wish in found[:1]] + found
+
+
+def _cluster_wishes(
+    base: Config, limits: Limits, workload: Workload, target: Target
+) -> list[dict[str, ConfigValue]]:
+    """Where a block's registers are too few for its rows, what led at 4096 columns on an H200 (607 us, where
+    columns that are read twice took 796, in float32): lines of 128 bytes, all columns in registers. And in a
+    loop, where rows side by side are too few for the device."""
+    if limits.is_read_once or cuda.compute_capability(target.arch) < cuda.CLUSTER_ARCH:
+        return []
+    word = min(int(base["vec"]), 4 // workload.itemsize)
+    shapes = [(16, 16, 8, 2), (32, 8, 8, 2), (32, 8, 16, 3), (32, 16, 8, 1)]
+    names = ("across", "down", "cluster", "min_blocks")
+    kept: list[dict[str, ConfigValue]] = [
+        {**base, "vec": word * 32 // shape[0], **dict(zip(names, shape, strict=True))} for shape in shapes
+    ]
+    loop = {**base, "storage": "global", "unroll": 8, "cluster": 16}
+    return [
+        *(
+            wish
+            for wish in kept
+            if 4 <= items(wish, workload) <= 64 and workload.stride % int(wish["vec"]) == 0
+        ),
+        *([loop] if limits.tiles(loop) < target.units else []),
+    ]
+
+
 def must_launder(config: Config, program: Program, workload: Workload) -> bool:
     """Whether passes must not share what they compute of an element (see `ks::launder`)."""
-    words = -(-workload.cols // int(config["down"])) * max(1, int(config["vec"]) * workload.itemsize // 4)
+    words = items(config, workload) * max(1, int(config["vec"]) * workload.itemsize // 4)
     is_held = config["storage"] == "registers" and words * len(cached_inputs(program)) > 40
     return workload.itemsize == 2 or is_held
 
@@ -135,64 +198,3 @@ def is_block(config: Config, workload: Workload) -> bool:
     if threads % 32 or threads > 1024 or workload.cols >= 2**31:
         return False
     return threads == 32 or across * vec < 2 * workload.stride
-
-
-class Limits:
-    """The constraints on one op's configs, one method each."""
-
-    def __init__(self, program: Program, workload: Workload) -> None:
-        self._program, self._workload = program, workload
-        self._reads = len(cached_inputs(program))
-        self._others = sum(item.role is not Role.FULL for item in program.inputs)
-        self._outputs = len(program.outputs)
-        self._per_row = all(program.per_row)
-        self._has_functions = len(cuda.math_axis(program)) > 1
-        self._words = {
-            way: max(words_of(stage) for stage in schedule_of({"reduction": way}, program).stages)
-            for way in ("online", "two_step")
-        }
-
-    def _items(self, config: Config) -> int:
-        return -(-self._workload.cols // int(config["down"]))
-
-    def is_stored(self, config: Config) -> bool:
-        is_read_once = self._per_row and len(schedule_of({"reduction": "online"}, self._program).stages) == 1
-        if config["storage"] == "global":
-            return is_read_once or self._items(config) > 1
-        return not is_read_once and self._items(config) <= 64
-
-    def loops(self, config: Config) -> bool:
-        """An online sum is rounded once more for each round of a loop: log_softmax over 4096 columns was 2.4
-        times the error allowed."""
-        if config["storage"] == "registers":
-            return config["unroll"] == 1
-        unroll, items = int(config["unroll"]), self._items(config)
-        return unroll <= items and (config["reduction"] == "two_step" or unroll >= 8 or items <= 32)
-
-    def has_shared_memory(self, config: Config) -> bool:
-        if config["down"] == 1:
-            return True
-        floats = int(config["across"]) * int(config["down"]) * int(config["vec"])
-        return 4 * floats * self._words[str(config["reduction"])] <= _STATIC_BYTES
-
-    def has_room(self, config: Config) -> bool:
-        threads = int(config["across"]) * int(config["down"])
-        return threads * int(config["min_blocks"]) <= cuda.THREADS_PER_SM and self.slack(config) >= 0
-
-    def slack(self, config: Config) -> int:
-        """Registers that are left of what a thread may have."""
-        vec = int(config["vec"])
-        count = self._items(config) if config["storage"] == "registers" else int(config["unroll"])
-        held = count * max(1, vec * self._workload.itemsize // 4) * self._reads
-        partial = 2 * self._words[str(config["reduction"])] * vec
-        words = held + partial + vec * (self._outputs - 1) + 8 * self._others
-        if self._has_functions and config["math"] == "exact":
-            words += 8
-        if config["reduction"] == "online" and config["storage"] == "global":  # 16 bytes spilled with 32
-            words += 16
-        if config["storage"] == "registers" and held > 64:  # 488 bytes with 32, 56 with a row vector and 40
-            words += 32 + count * self._others // 2
-        if self._reads > 1:  # 36 bytes spilled with 32
-            words += 32
-        threads = int(config["across"]) * int(config["down"])
-        return cuda.register_cap(threads, int(config["min_blocks"])) - words - SPARE_REGISTERS

@@ -127,7 +127,8 @@ def _input_facts(
 ) -> dict[str, str]:
     """Pointer, type and number of words; of no input where there is none."""
     if not chosen:
-        return {which: "nullptr", f"{which}_word": "Word", f"{which}_count": "1"}
+        nothing = "static_cast<const void*>(nullptr)"
+        return {which: nothing, f"{which}_word": "Word", f"{which}_count": "1"}
     (item,) = chosen
     counts = {
         Role.FULL: f"rows * {workload.cols}ll", Role.ROW: f"{workload.cols}", Role.COLUMN: "rows",
@@ -164,7 +165,7 @@ def has_no_place(fault: Fault, program: Program, workload: Workload, launch: Lau
 
 def _inputs(program: Program, launch: Launch) -> tuple[Input, ...]:
     """What the kernel gets."""
-    return program.epilogue.inputs if launch.torch_product else program.inputs
+    return program.of_kernel(launch).inputs
 
 
 def _parameters(inputs: Sequence[str], outputs: Sequence[str]) -> str:

@@ -145,6 +145,7 @@ HALF_SUMS: Changes = {
         (r"(    else\n        return )a \+ b;", r"\1ks::planted_half(V(a + b));"),
     ),
     r"constexpr int SUMS = ": (_with_helpers, _in_halves),
+    r"Partial0 mine\[VEC\];": (_with_helpers, _in_halves),
     # Products of halves: the tensor cores' sums, from block to block.
     r"wgmma_wait<1>\(\);": (
         _with_helpers,
@@ -191,6 +192,8 @@ _LATE = "__nanosleep(20000);"
 _LATE_ON_CPU = "for (volatile int wait = 0; wait < 30000;) wait = wait + 1;"
 
 _TAKES_WARPS = r"constexpr int THREADS = (?!(?:4|8|16|32);)"
+_GROUPS_OF_WARPS = r"constexpr int ACROSS = (?!(?:4|8|16);).*\nconstexpr int DOWN = (?!1;)"
+_WRITTEN_BY_FIRST = r" +if \(level == 0\) \{\n#pragma unroll\n.*\n#pragma unroll\n.* found\["
 _HANDED_OVER = r"\[warp\]\[k\] = mine\.value\[k\];\n    \}\n"
 
 NO_BARRIER: Changes = {
@@ -211,6 +214,25 @@ NO_BARRIER: Changes = {
         (
             rf"(    if \(lane == 0\) \{{\n#pragma unroll\n.*{_HANDED_OVER})    __syncthreads\(\);\n",
             rf"    if (warp > 0) {_LATE}\n\1",
+        ),
+    ),
+    # Rows side by side whose columns the blocks of a cluster share: joined, and then waited for.
+    r"ks::barrier_wait_cluster\(barrier, 0\);": (
+        (r"( +ks::barrier_wait_cluster\(barrier, 0\);\n)((?s:.*?)\n)(?= {8}\}\n)", r"\2\1"),
+        (r"( +)(for \(int to = level; )", rf"\1if (rank > 0) {_LATE}\n\1\2"),
+    ),
+    # Parts of their columns: all but the last are counted long before they are there.
+    r"is_whole = is_last\(": (
+        (
+            rf"({_WRITTEN_BY_FIRST}(?s:.*?) {{12}}__syncthreads\(\);\n)( +if .* = is_last\(.*\n.*\n)",
+            r"\2            if (!is_whole) __nanosleep(500000);\n\1",
+        ),
+    ),
+    # Groups of threads of a block, which share out columns.
+    rf"{_GROUPS_OF_WARPS}(?s:.*)shared\[k\]\[p\.down\]": (
+        (
+            r"(#pragma unroll\n.*\n#pragma unroll\n.* shared\[k\]\[p\.down\].*\n) +__syncthreads\(\);\n",
+            rf"        if (threadIdx.x >= 32) {_LATE}\n\1",
         ),
     ),
     # Tiles that all threads copy, each some of them.

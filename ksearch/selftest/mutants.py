@@ -107,7 +107,7 @@ def _edited(plan: Plan, edit: Edit, config: Config, source: Source) -> Mutant:
 def _own_program(plan: Plan, config: Config) -> Program:
     """What the kernel computes: without a linear whose product is PyTorch's."""
     launch = plan.family.launch(config, plan.program, plan.workload, plan.target)
-    return plan.program.epilogue if launch.torch_product else plan.program
+    return plan.program.of_kernel(launch)
 
 
 def _others(plan: Plan, config: Config, wish: Config) -> Iterator[dict[str, ConfigValue]]:

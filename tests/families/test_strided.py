@@ -16,7 +16,7 @@ from ksearch.evaluate.inputs import split
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.problem import Problem
 from ksearch.evaluate.worker import Worker
-from ksearch.families.strided_cuda import Limits
+from ksearch.families.strided_limits import Limits
 from ksearch.operators.program import Role
 from ksearch.render import render
 from ksearch.runtime.region import _is_near
@@ -89,6 +89,25 @@ def test_every_value_of_every_parameter() -> None:
         assert verdicts(workload, config) == [(Status.PASSED, "")] * 2, config
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("sum", (1, 300_000, 5), "float32"),
+        ("argmin", (2, 8200, 37), "bfloat16"),
+        ("logsumexp", (3, 9001, 5), "float32"),
+    ],
+)
+def test_long_columns_are_cut_into_parts(name: str, shape: tuple[int, ...], dtype: str) -> None:
+    """In one go the sum is 1.8 times off what is allowed."""
+    op = find(name)
+    workload = op.workload(shape, dtype, dim="-2")
+    program, family = op.program(dim="-2"), families.find(op, "cpu", dim="-2")
+    first = family.guesses(program, workload, TARGET)[0]
+    assert int(first["parts"]) > 1
+    assert family.space(program, workload, TARGET).allows(first)
+    assert verdicts(workload, first) == [(Status.PASSED, "")] * 2
+
+
 def test_a_kernel_that_takes_rows_for_neighbours_is_found_out() -> None:
     """One that is right on rows in one piece, and on the first of those that lie side by side."""
     workload = workload_of(CASES[0], "float32")
@@ -132,7 +151,7 @@ def tight(workload: Workload, device: Target, count: int, rng: random.Random) ->
     program = op.program(**dict(workload.options))
     configs = list(families.find(op, "cuda", **dict(workload.options)).space(program, workload, device))
     rng.shuffle(configs)
-    return [*sorted(configs, key=Limits(program, workload).slack)[:count], *configs[:count]]
+    return [*sorted(configs, key=Limits(program, workload, device).slack)[:count], *configs[:count]]
 
 
 @pytest.mark.parametrize("arch", TARGETS)
@@ -159,7 +178,7 @@ def test_the_grid_takes_every_row() -> None:
         for config in list(family.space(op.program(dim="-2"), workload, TARGETS["sm_90"]))[::97]:
             launch = family.launch(config, op.program(dim="-2"), workload, TARGETS["sm_90"])
             tiles = -(-workload.stride // (int(config["across"]) * int(config["vec"])))
-            assert launch.grid(workload.rows) == shape[0] * tiles
+            assert launch.grid(workload.rows) == shape[0] * tiles * int(config["cluster"])
 
 
 @pytest.mark.gpu

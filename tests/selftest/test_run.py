@@ -79,9 +79,15 @@ def test_every_fault_is_found_on_a_cpu(op: str, dtype: str, pool: CompilePool) -
     assert survivors(found) == []
     never = {"wrong beyond 2^31 bytes", "left to another stream", "missing barrier", "last input overwritten"}
     sums = {"sums in float16", "no maximum subtracted"}
+    if (
+        op == "linear_gelu"
+    ):  # PyTorch has multiplied and added the bias: the kernel gets nothing of the caller
+        never |= {"input overwritten"}
+    else:
+        assert found["input overwritten"].verdict == "out_of_bounds"
     assert absent(found) == (never if op == "softmax" else never | sums)
     assert found["lost tail"].message == "left elements of the result unwritten"
-    assert found["written before"].verdict == found["input overwritten"].verdict == "out_of_bounds"
+    assert found["written before"].verdict == "out_of_bounds"
 
 
 def test_a_missing_barrier_is_found_where_threads_share_a_row(pool: CompilePool) -> None:
@@ -296,6 +302,7 @@ def test_every_fault_is_found_on_a_gpu(op: str, shape: tuple[int, ...], dtype: s
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_memory("whole")
 def test_what_is_wrong_beyond_2_31_bytes_only_is_found_on_a_gpu() -> None:
     with CompilePool("cuda", 8) as pool:
         found = kills("softmax", ((1 << 17) + 1, 4096), "float32", "cuda", pool)
