@@ -12,15 +12,16 @@ from typing import Any
 
 from ksearch.families import cuda
 from ksearch.families.base import Rule, Space
+from ksearch.families.reduction_limits import items, plain_inputs, registers
 from ksearch.families.rowwise_cuda import means_of, schedule_of, width_of
 from ksearch.operators.program import Program, Reduction, Role, Schedule, Stage
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
-SPARE_REGISTERS = 32
-"""Registers beside the vectors of one batch (tests/families/test_cuda_compile.py)."""
-
 _MOST_ELEMENTS = 1 << 30
 """Of a part of a row: its elements are counted in 32 bits, and beyond its end, too."""
+
+_CLUSTERS = (2, 4, 8, 16)
+"""Parts of a row that may be a cluster; 16 blocks are not portable, and must be asked for."""
 
 _PART_BYTES = 4096
 """A block with less than that is done before it knows its next."""
@@ -41,6 +42,7 @@ class ReductionCuda:
     def space(self, program: Program, workload: Workload, target: Target) -> Space:
         cols, itemsize, units, all_rows = workload.cols, workload.itemsize, target.units, workload.rows
         has_stages = len(program.schedule(program.online_kinds).stages) > 1
+        has_clusters = cuda.compute_capability(target.arch) >= cuda.CLUSTER_ARCH
 
         def is_block(config: Config) -> bool:
             threads, rows = int(config["threads"]), int(config["rows"])
@@ -62,17 +64,19 @@ class ReductionCuda:
         def has_room(config: Config) -> bool:
             block, min_blocks = int(config["threads"]) * int(config["rows"]), int(config["min_blocks"])
             parts = int(config["parts"])
-            has_slots = parts == 1 or all_rows * parts <= _IN_TURN * min_blocks * units
+            has_slots = not _is_apart(config) or all_rows * parts <= _IN_TURN * min_blocks * units
             return block * min_blocks <= cuda.THREADS_PER_SM and has_slots
 
         def is_gridded(config: Config) -> bool:
+            if config["grid"] == "cluster":
+                return has_clusters and config["parts"] in _CLUSTERS and not program.is_total
             if config["parts"] != 1 or program.is_total:  # memory that stays is that of a persistent grid
                 return config["grid"] == "persistent"
             return config["grid"] == "one_shot" or all_rows > int(config["rows"]) * units
 
         def has_registers(config: Config) -> bool:
             cap = cuda.register_cap(int(config["threads"]) * int(config["rows"]), int(config["min_blocks"]))
-            return registers(config, program, itemsize) <= cap
+            return registers(config, program, workload) <= cap
 
         shape = ("threads", "rows", "parts")
         return Space(
@@ -83,20 +87,20 @@ class ReductionCuda:
                 "vec": cuda.vectors(cols, itemsize),
                 "unroll": (1, 2, 4, 8, 16),
                 "min_blocks": (1, 2, 4, 8, 16),
-                "grid": ("one_shot", "persistent"),
+                "grid": ("one_shot", "persistent", "cluster"),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
             },
             rules=(
                 Rule(("threads", "rows"), is_block),
                 Rule(shape, has_parts),
                 Rule((*shape, "vec", "unroll"), is_filled),
-                Rule((*shape, "min_blocks"), has_room),
+                Rule((*shape, "min_blocks", "grid"), has_room),
                 Rule(("rows", "parts", "grid"), is_gridded),
                 Rule(
                     ("parts", "reduction"),
                     lambda config: config["parts"] == 1 or not _has_two(config, program),
                 ),
-                Rule(("threads", "rows", "vec", "unroll", "min_blocks", "reduction"), has_registers),
+                Rule((*shape, "vec", "unroll", "min_blocks", "reduction"), has_registers),
             ),
             free={"load": cuda.LOADS, "math": cuda.math_axis(program)},
         )
@@ -114,10 +118,18 @@ class ReductionCuda:
         has_stages = len(program.schedule(program.online_kinds).stages) > 1
         if workload.rows < 2 * units and per_row > 2048 and not has_stages:  # too few to fill the device with
             most = min(32 * units // workload.rows, cols * itemsize // (4 * _PART_BYTES))
-            counts = [n for n in parts_of(workload.rows, units) if 1 < n <= most][-3:]
+            counts_of = parts_of(workload.rows, units)
+            counts = [n for n in counts_of if 1 < n <= most][-3:]
             whole: dict[str, ConfigValue] = {**base, "threads": 256, "grid": "persistent", "min_blocks": 2}
             found = [{**whole, "parts": n, "unroll": unroll} for n in reversed(counts) for unroll in (4, 8)]
-            return [*found, {**whole, "parts": counts[-1], "threads": 512}] if counts else [base]
+            wide: dict[str, ConfigValue] = {**whole, "threads": 512, "unroll": 8, "min_blocks": 1}
+            found = [{**wide, "parts": n} for n in (4 * units, 2 * units) if n in counts_of] + found
+            has_clusters = cuda.compute_capability(target.arch) >= cuda.CLUSTER_ARCH
+            if has_clusters and not program.is_total and per_row <= _CLUSTERS[-1] * 8192:
+                # Short work, of which a way to global memory and back is much: 8x131072 float32.
+                near = {**base, "threads": 512, "parts": 8, "grid": "cluster", "unroll": 8}
+                found = [near, {**near, "threads": 256, "parts": 16}, *found]
+            return found or [base]
         if per_row <= 128:  # several rows a block
             threads = min(32, 2 ** round(math.log2(max(1, per_row / 4))))
             short = {**base, "threads": threads, "rows": max(1, 128 // threads)}
@@ -128,7 +140,11 @@ class ReductionCuda:
                 {**short, "grid": "persistent", "unroll": 2},
             ]
         threads = min(512, max(32, 2 ** round(math.log2(per_row / 8))))
+        # Rows of halves are short for what their ends cost: a warp or two each, and much on its way.
+        warps = {**base, "threads": 32, "rows": 4, "unroll": 16}
+        few = [{**warps, "threads": 64, "unroll": 8}, {**warps, "unroll": 8, "min_blocks": 2}, warps]
         return [
+            *(few if itemsize == 2 and per_row <= 2048 else []),
             {**base, "threads": threads, "unroll": 8},
             {**base, "threads": min(1024, 2 * threads)},
             {**base, "threads": max(32, threads // 2), "unroll": 8},
@@ -136,12 +152,13 @@ class ReductionCuda:
         ]
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
-        parts, rows = int(config["parts"]), int(config["rows"])
+        parts, rows, is_apart = int(config["parts"]), int(config["rows"]), _is_apart(config)
         at_most = _IN_TURN * int(config["min_blocks"]) * target.units
-        most_rows = ANY_ROWS if parts == 1 else at_most // parts
+        most_rows = at_most // parts if is_apart else ANY_ROWS
         return Launch(
-            work_per_row=parts,
+            work_per_row=parts if is_apart else 1,
             work_per_block=rows,
+            cluster=1 if is_apart else parts,
             block=int(config["threads"]) * rows,
             persistent=config["grid"] == "persistent",
             workspace_bytes=workspace_bytes(config, program),
@@ -153,6 +170,13 @@ class ReductionCuda:
         self, config: Config, program: Program, workload: Workload, target: Target
     ) -> dict[str, Any]:
         schedule = schedule_of(config, program)
+        plain = [plain_inputs(schedule, number) for number in range(len(schedule.stages))]
+        directions = {
+            str(reduction.kind)[-3:]
+            for stage, names in zip(schedule.stages, plain, strict=True)
+            for reduction, name in zip(stage.reductions, names, strict=True)
+            if name
+        }
         return {
             **cuda.common_variables(program),
             "index_inputs": [item.name for item in program.inputs if item.role is Role.INDEX],
@@ -164,6 +188,8 @@ class ReductionCuda:
             "means_of": means_of,
             "word_of": word_of,
             "early_picks": has_early_picks(schedule),
+            "plain": plain,
+            "plain_directions": directions,
             "staged": int(config["rows"]) >= 8 and not all(schedule.places),
             "slot_bytes": _slot_bytes(config, program),
             "slots": _SLOTS,
@@ -172,31 +198,10 @@ class ReductionCuda:
         }
 
 
-def items(config: Config, cols: int) -> int:
-    """Vectors of a row that one thread takes."""
-    vec = int(config["vec"])
-    count = -(-cols // vec) + (cols % vec != 0)
-    return -(-count // (int(config["threads"]) * int(config["parts"])))
-
-
 def parts_of(rows: int, units: int) -> tuple[int, ...]:
     """Parts of a row: powers of two, and so many that each unit has a whole number of them."""
     counts = {units * each // rows for each in (1, 2, 4, 8, 16, 32, 64)} | {2, 4, 8, 16, 32, 64}
     return (1, *sorted(n for n in counts if 1 < n <= 64 * units // rows))
-
-
-def registers(config: Config, program: Program, itemsize: int) -> int:
-    """How many a thread may need. Bytes that NVRTC 13.0 spilled on sm_80 stand beside what they led to."""
-    vec, unroll = int(config["vec"]), int(config["unroll"])
-    reads = max(1, sum(1 for item in program.inputs if item.role in (Role.FULL, Role.ROW)))
-    # What is online goes through a batch twice, and its floats stay from one time to the other: 416. Halves
-    # of two inputs are all made floats before any is used: 184.
-    are_floats = config["reduction"] == "online" or reads > 1
-    words = vec if are_floats else max(1, vec * itemsize // 4)
-    places = sum(node.op in ("reduce_argmax", "reduce_argmin") for node in program.nodes)
-    sums = min(vec, 4) * sum(node.op.startswith("reduce_") for node in program.nodes)
-    spare = SPARE_REGISTERS + (16 if program.is_total else 0)  # 112 without
-    return unroll * words * reads + 4 * vec * places + 3 * sums + spare  # 16 with 2 * vec, 56 with 2 * sums
 
 
 def words_of(stage: Stage) -> int:
@@ -213,6 +218,11 @@ def _places(stage: Stage) -> list[Reduction]:
     return [each for each in stage.reductions if each.kind in ("argmax", "argmin")]
 
 
+def _is_apart(config: Config) -> bool:
+    """Whether a row's parts meet in global memory: not where they are one, or the blocks of a cluster."""
+    return config["parts"] != 1 and config["grid"] != "cluster"
+
+
 def _has_two(config: Config, program: Program) -> bool:
     """Whether there are several passes over a row, so that its parts would have to meet between them."""
     return len(schedule_of(config, program).stages) > 1
@@ -220,7 +230,7 @@ def _has_two(config: Config, program: Program) -> bool:
 
 def _totals_at(config: Config, program: Program) -> int:
     """Where a block keeps what its rows add to the totals: after counters and its part of a row."""
-    if config["parts"] == 1:
+    if not _is_apart(config):
         return 16
     words = words_of(schedule_of(config, program).stages[0])
     return 16 + -(-4 * words // 16) * 16
@@ -233,9 +243,10 @@ def _slot_bytes(config: Config, program: Program) -> int:
 
 def workspace_bytes(config: Config, program: Program) -> int:
     """Global memory of each block."""
-    if config["parts"] == 1 and not program.is_total:
+    is_apart = _is_apart(config)
+    if not is_apart and not program.is_total:
         return 0
-    return _slot_bytes(config, program) * (_SLOTS if config["parts"] != 1 else 1)
+    return _slot_bytes(config, program) * (_SLOTS if is_apart else 1)
 
 
 def has_early_picks(schedule: Schedule) -> bool:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ksearch import backends, families, operators
-from ksearch.families import cuda, rowwise_limits
+from ksearch.families import cuda, rowwise_registers
 from ksearch.families.base import Family
 from ksearch.operators import Op
 from ksearch.operators.program import Role
@@ -81,7 +81,7 @@ class Case:
             words = int(config["unroll"]) * max(1, vec * itemsize // 4) * reads + vec * outputs
             return cuda.register_cap(int(config["block"]), min_blocks) - words
         roles = [item.role for item in self.program.inputs]
-        needed = rowwise_limits.registers(
+        needed = rowwise_registers.registers(
             config,
             self.workload.cols,
             itemsize,

@@ -124,6 +124,7 @@ def test_weights_that_come_before_the_reduction_are_right(
         assert failures(worker, compiled(op, workload, device, chosen)) == []
 
 
+@pytest.mark.gpu_memory("large")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from ksearch import backends, families, operators
-from ksearch.families import reduction_cuda
+from ksearch.families import reduction_limits
 from ksearch.families.cuda import register_cap
 from ksearch.operators import Op
 from ksearch.render import render
@@ -48,13 +50,14 @@ class Case:
 
     def slack(self, config: Config) -> int:
         cap = register_cap(int(config["threads"]) * int(config["rows"]), int(config["min_blocks"]))
-        return cap - reduction_cuda.registers(config, self.program, self.workload.itemsize)
+        return cap - reduction_limits.registers(config, self.program, self.workload)
 
     def sample(self, rng: random.Random) -> list[dict[str, Any]]:
         """Of each region the config with the least slack, cache policies drawn."""
 
         def region(config: Config) -> tuple[Any, ...]:
-            return int(config["parts"]) > 1, config["vec"], config["reduction"], config["math"]
+            ways = int(config["parts"]) > 1, config["grid"] == "cluster"
+            return *ways, config["vec"], config["reduction"], config["math"]
 
         configs = sorted(self.space, key=lambda config: (region(config), self.slack(config), rng.random()))
         return [next(found) for _, found in itertools.groupby(configs, region)]
@@ -114,9 +117,11 @@ def test_a_launch_reaches_all_rows_and_never_more_parts_than_run() -> None:
             launch = case.family.launch(config, case.program, case.workload, case.target)
             parts = int(config["parts"])
             assert launch.grid(rows) == -(-rows // int(config["rows"])) * parts
-            assert (launch.workspace_bytes > 0) == (parts > 1)
+            is_cluster = config["grid"] == "cluster"
+            assert launch.cluster == (parts if is_cluster else 1)
+            assert (launch.workspace_bytes > 0) == (parts > 1 and not is_cluster)
             assert launch.workspace_bytes % 16 == 0
-            if parts > 1:
+            if parts > 1 and not is_cluster:
                 assert launch.persistent
                 most = launch.grid(launch.most_rows)
                 assert rows * parts <= most <= 16 * int(config["min_blocks"]) * case.target.units
@@ -136,3 +141,24 @@ def test_two_configs_are_two_kernels() -> None:
         kernel = (render(case.op, case.workload, config, case.target).text, launch)
         assert kernel not in kernels, f"{config} is the same kernel as {kernels[kernel]}"
         kernels[kernel] = config
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "dtype", "pairs"),
+    [
+        ("amax", {"dim": "-1"}, "bfloat16", {"max_pair"}),
+        ("argmin", {"dim": "-1"}, "float16", {"min_pair"}),
+        ("logsumexp", {}, "bfloat16", {"max_pair"}),
+        ("cross_entropy", {}, "bfloat16", {"max_pair"}),
+        ("amax", {"dim": "-1"}, "float32", set()),
+        ("norm", {"dim": "-1", "ord": math.inf}, "bfloat16", set()),
+    ],
+    ids=str,
+)
+def test_halves_are_compared_in_pairs_where_nothing_is_done_to_them(
+    name: str, options: Mapping[str, Any], dtype: str, pairs: set[str]
+) -> None:
+    case = Case(name, options, (640, 4096), dtype, "sm_90")
+    config = next(config for config in case.space if int(config["vec"]) > 1)
+    text = render(case.op, case.workload, config, case.target).text
+    assert set(re.findall(r"\w+_pair(?=\()", text)) == pairs

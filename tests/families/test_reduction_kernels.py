@@ -21,6 +21,7 @@ from ksearch.evaluate.worker import Worker
 from ksearch.families.base import nearest
 from ksearch.render import render
 from ksearch.types import Candidate, Config, ConfigValue, Option, Status, Target, Workload
+from tests.families.test_cuda_run import compiled, failures
 
 BACKENDS = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 
@@ -59,9 +60,10 @@ def first(name: str, shape: tuple[int, ...], dtype: str = "float32", **options: 
     return operators.get(name).workload(shape, dtype, **options)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["argmax", "argmin"])
-def test_of_equal_extremes_the_first_is_named(name: str, backend: str) -> None:
+def test_of_equal_extremes_the_first_is_named(name: str, backend: str, dtype: str) -> None:
     """Wherever they lie: in other threads, other parts of the row, in its head and tail."""
     cols = 70_003
     places = (0, 1, 31, 32_767, 32_768, 40_000, 65_535, cols - 2, cols - 1)
@@ -70,16 +72,15 @@ def test_of_equal_extremes_the_first_is_named(name: str, backend: str) -> None:
     for row, (one, other) in enumerate(pairs):
         x[row, [one, other]] = 2.0 if row % 2 else torch.nan
     x[-3], x[-2, :], x[-1, 0] = -torch.inf, 1.0, torch.inf
-    if name == "argmin":
-        x = -x
+    x = (-x if name == "argmin" else x).to(getattr(torch, dtype))
     wanted = getattr(x, name)(-1)
     assert wanted[: len(pairs)].tolist() == [one for one, _ in pairs]
     assert wanted[-3:].tolist() == [0, 0, 0]
-    workload = first(name, tuple(x.shape), dim="-1")
+    workload = first(name, tuple(x.shape), dtype, dim="-1")
     for config in guesses(workload, backend)[:2]:
         assert torch.equal(run(workload, config, backend, x)[0], wanted), config
     flat = x[4].clone()
-    whole = first(name, (cols,))
+    whole = first(name, (cols,), dtype)
     for config in guesses(whole, backend)[:2]:
         assert run(whole, config, backend, flat)[0].item() == wanted[4].item(), config
 
@@ -202,6 +203,36 @@ def test_every_sampled_config_is_right(case: tuple[str, Mapping[str, Any], tuple
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["sum", "argmax", "amax"])
+def test_parts_of_a_row_meet_in_a_cluster(name: str, dtype: str) -> None:
+    device = target("cuda")
+    op, workload = operators.get(name), first(name, (9, 100_001), dtype, dim="-1")
+    family, program = families.find(op, "cuda", dim="-1"), op.program(dim="-1")
+    space = family.space(program, workload, device)
+    configs = random.Random(6).sample([each for each in space if each["grid"] == "cluster"], 8)
+    with Worker(Job(op.location, workload, device)) as worker:
+        worker.start()
+        assert failures(worker, compiled(op, workload, device, configs)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["amax", "amin"])
+def test_an_extreme_of_halves_is_exact(name: str, dtype: str) -> None:
+    """Infinities, numbers below the normal ones, and NaN wherever one is."""
+    x = torch.randn(40, 4096, generator=torch.Generator().manual_seed(7))
+    x[0], x[1, 5], x[2, 4095], x[3, 17] = torch.inf, -torch.inf, torch.inf, torch.nan
+    x[4], x[5], x[6, ::2] = 1e-7, -torch.inf, -0.0
+    x = x.to(getattr(torch, dtype))
+    workload = first(name, (40, 4096), dtype, dim="-1")
+    for config in guesses(workload, "cuda")[:3]:
+        result = run(workload, config, "cuda", x)[0]
+        torch.testing.assert_close(result, getattr(x, name)(-1), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.gpu_memory("large")
 @pytest.mark.slow
 def test_places_beyond_32_bits_are_right() -> None:
     """2.6 10^9 elements of bfloat16, and the largest is the last but one."""
