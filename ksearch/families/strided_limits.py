@@ -126,6 +126,8 @@ class Limits:
                 words += 24 if is_online else 8
         if int(config["cluster"]) > 1:  # 16 bytes spilled with 43; in a loop 52 with 44
             words += 12 + (int(config["unroll"]) if config["storage"] == "global" else 0)
+            if is_half and config["storage"] == "registers" and held >= 64:  # 4 to 20 bytes spilled with 60
+                words += 20 if config["math"] == "fast" else 32
         if is_online and config["storage"] == "global":  # 16 bytes spilled with 32
             words += 16
         if config["storage"] == "registers" and held > 64:  # 488 bytes with 32, 56 with a row vector and 40

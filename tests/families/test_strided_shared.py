@@ -147,6 +147,18 @@ def test_long_rows_are_shared_from_the_first_guess_on(
     assert int(first[axis]) > 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_guesses_that_share_long_rows_do_not_spill(dtype: str) -> None:
+    """Halves in two registers a column did, with as many columns as fill a block's."""
+    device, todo = TARGETS["sm_90"], []
+    for name, shape in (("softmax", (2, 4096, 256)), ("log_softmax", (4, 2048, 1024))):
+        case = Case(name, shape, dtype, device)
+        guesses = case.family.guesses(case.program, case.workload, device)
+        todo += [(case.workload, guess) for guess in guesses[:3] if case.space.allows(guess)]
+    assert len(todo) >= 4
+    assert misfits(device, todo) == []
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "wish"),
     [
