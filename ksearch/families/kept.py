@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ksearch.operators.program import Kind, Schedule
+from ksearch.operators.stages import Kind, Schedule
 
 _OUTPUT = re.compile(r"(KS_FN void output)\((.*?\n\}\n?)", re.DOTALL)
 

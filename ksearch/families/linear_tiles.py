@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ksearch.operators.program import Program, Stage
+from ksearch.operators.program import Program
+from ksearch.operators.stages import Stage
 from ksearch.types import Config, TensorMap, Workload
 
 _BOX_COLS_W = 16

@@ -14,7 +14,8 @@ from ksearch.families import cuda
 from ksearch.families.base import Rule, Space
 from ksearch.families.reduction_limits import items, plain_inputs, registers
 from ksearch.families.rowwise_cuda import means_of, schedule_of, width_of
-from ksearch.operators.program import Program, Reduction, Role, Schedule, Stage
+from ksearch.operators.program import Program, Role
+from ksearch.operators.stages import Reduction, Schedule, Stage
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
 _MOST_ELEMENTS = 1 << 30

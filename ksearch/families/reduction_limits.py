@@ -6,7 +6,8 @@ import functools
 import re
 
 from ksearch.families.rowwise_cuda import schedule_of
-from ksearch.operators.program import Program, Role, Schedule
+from ksearch.operators.program import Program, Role
+from ksearch.operators.stages import Schedule
 from ksearch.types import Config, Workload
 
 SPARE_REGISTERS = 32

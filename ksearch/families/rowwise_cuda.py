@@ -24,7 +24,8 @@ from ksearch.families.rowwise_sizes import (
     kept_items,
     weight_bytes,
 )
-from ksearch.operators.program import Kind, Program, Role, Schedule, Stage
+from ksearch.operators.program import Program, Role
+from ksearch.operators.stages import Kind, Schedule, Stage
 from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
 
 

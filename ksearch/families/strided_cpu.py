@@ -6,7 +6,8 @@ from typing import Any
 
 from ksearch.families import cpu
 from ksearch.families.base import Space, nearest
-from ksearch.operators.program import Kind, Program, Schedule
+from ksearch.operators.program import Program
+from ksearch.operators.stages import Kind, Schedule
 from ksearch.types import Config, ConfigValue, Launch, Target, Workload
 
 _CACHE_BYTES = 1 << 20

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ksearch.operators.program import LEAVES, Kind, Node, Pick, Program, Reduction, Schedule, Stage
+from ksearch.operators.program import LEAVES, Node, Program
+from ksearch.operators.stages import Kind, Pick, Reduction, Schedule, Stage
 
 _SIGNS = ("+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!=")
 _COMPARISONS = _SIGNS[4:]

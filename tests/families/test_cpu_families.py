@@ -14,7 +14,8 @@ from torch import Tensor
 from ksearch import artifacts, backends, families
 from ksearch.families.base import Space
 from ksearch.operators import Op, get
-from ksearch.operators.program import Input, Kind, Role, as_tuple
+from ksearch.operators.program import Input, Role, as_tuple
+from ksearch.operators.stages import Kind
 from ksearch.render import render
 from ksearch.types import Config, ConfigValue, Target, Workload
 

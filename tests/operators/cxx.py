@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ksearch.operators.program import Kind, Program, Role, Schedule
+from ksearch.operators.program import Program, Role
+from ksearch.operators.stages import Kind, Schedule
 
 _INCLUDE = Path(__file__).parents[2] / "templates" / "include"
 _NEUTRAL = {Kind.SUM: "0.0f", Kind.MAX: "-KS_INFINITY", Kind.MIN: "KS_INFINITY", Kind.SUM_EXP: "0.0f"}

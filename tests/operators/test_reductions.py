@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from ksearch import operators
 from ksearch.errors import BadShape, TraceError, UsageError
-from ksearch.operators.program import Input, Kind, Program, Role
+from ksearch.operators.program import Input, Program, Role
 from ksearch.operators.roles import reduced, shapes_of
+from ksearch.operators.stages import Kind
 from ksearch.operators.trace import trace
 from ksearch.runtime.reading import Reader
 from tests.operators.interpreter import evaluate

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ksearch.operators.program import Input, Kind, Program, Role
+from ksearch.operators.program import Input, Program, Role
 from ksearch.operators.schedule import float_literal
+from ksearch.operators.stages import Kind
 from ksearch.operators.trace import trace
 from tests.operators import cxx
 
