@@ -12,7 +12,8 @@ from ksearch.errors import BadShape, UsageError
 from ksearch.evaluate import inputs, weights
 from ksearch.evaluate.buffers import Guarded
 from ksearch.evaluate.messages import Job
-from ksearch.evaluate.tolerance import Places, Reference, references
+from ksearch.evaluate.references import references
+from ksearch.evaluate.tolerance import Places, Reference
 from ksearch.operators.program import Input, Program, Role, as_tuple
 from ksearch.types import CHANNELS, CONTIGUOUS, Workload
 

@@ -7,14 +7,11 @@ same dtype on the same values, per kind of line, and NaN and infinity must be wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from ksearch.evaluate.formulas import PLAIN
 from ksearch.evaluate.inputs import CYCLE, REGIMES
 from ksearch.evaluate.messages import RegimeError
 
@@ -42,154 +39,6 @@ _TELLING = 1 / 64
 _UNSTEADY = 16.0
 """Errors of PyTorch's own elements, in eps of the dtype, from which on they are luck: the derivative of a
 norm where one element is all of its row was off by 0.002 of itself in one row and by 3.5 in another."""
-_DRAWS = 4
-"""More looks at PyTorch's own error where it is luck; four times as many at that of one line."""
-
-_FEW = 1 << 20
-"""Elements of such a line, at most."""
-
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
-
-Function = Callable[..., tuple[torch.Tensor, ...]]
-"""An op's own function, with its outputs in a tuple even where there is one."""
-
-
-def _widened(argument: object) -> object:
-    return torch.float64 if isinstance(argument, torch.dtype) and argument in _NARROW else argument
-
-
-class _EverythingDouble(TorchFunctionMode):
-    """Makes a function's own `.float()` or `.to(torch.float32)` mean float64, for the reference."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        func = PLAIN.get(func, func)
-        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
-            func = torch.Tensor.double
-        args = tuple(_widened(arg) for arg in args)
-        kwargs = {key: _widened(arg) for key, arg in (kwargs or {}).items()}
-        return func(*args, **kwargs)
-
-
-def _sensitivity(
-    function: Function,
-    inputs: Sequence[torch.Tensor],
-    exact: Sequence[torch.Tensor],
-    wide: Mapping[int, torch.Tensor],
-) -> list[torch.Tensor]:
-    """How far each output's exact elements move, in units of float32's eps, where inputs move by up to eps.
-
-    Where terms cancel (a layer norm's weight times x, plus its bias) the relative error of an element near
-    zero is luck, and two right kernels differ by any factor in it: 9.9e-6 against PyTorch's 5.9e-8 on 5x1000.
-    The elements of a softmax move in proportion to themselves, so 1e-10 of the row's largest still counts.
-    """
-    generator = torch.Generator(exact[0].device).manual_seed(0)
-    moved = [torch.zeros_like(each, dtype=torch.float64) for each in exact]
-    # One draw may leave an element where it was. Whole steps up or down are the least likely to: of a layer
-    # norm's 16384 elements of +-w + b, two draws in between left one that no config could get right.
-    for whole in (False, False, True):
-        shifted = []
-        for place, tensor in enumerate(inputs):
-            if place in wide:
-                shifted.append(wide[place])
-                continue
-            if not tensor.is_floating_point():
-                shifted.append(tensor)
-                continue
-            step = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device=tensor.device)
-            step.mul_(2).sub_(1)
-            shifted.append(tensor.double() * (step.sign_() if whole else step).mul_(_EPS32).add_(1))
-        with _EverythingDouble():
-            results = function(*shifted)
-        for most, result, right in zip(moved, results, exact, strict=True):
-            torch.maximum(most, (result - right).abs_().nan_to_num_(0.0, 0.0, 0.0), out=most)
-    return [most.div_(_EPS32) for most in moved]
-
-
-def _exact(
-    function: Function, inputs: Sequence[torch.Tensor], wide: Mapping[int, torch.Tensor]
-) -> tuple[torch.Tensor, ...]:
-    """The function in float64; `wide`: inputs, by their place, whose values in it are at hand."""
-    with _EverythingDouble():
-        return function(
-            *(
-                wide[place] if place in wide else tensor.double() if tensor.is_floating_point() else tensor
-                for place, tensor in enumerate(inputs)
-            )
-        )
-
-
-def _beside(
-    function: Function, inputs: Sequence[torch.Tensor], seed: int, wide: Mapping[int, torch.Tensor]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What PyTorch gives, and what is exact, for inputs that are one place of their dtype away: all but
-    those in `wide`, which are large, and stay as they are."""
-    generator = torch.Generator(inputs[0].device).manual_seed(seed)
-    moved = []
-    for place, tensor in enumerate(inputs):
-        if place in wide or not tensor.is_floating_point():
-            moved.append(tensor)
-            continue
-        step = torch.rand(tensor.shape, generator=generator, device=tensor.device).sub_(0.5).sign_().double()
-        moved.append((tensor.double() * step.mul_(torch.finfo(tensor.dtype).eps).add_(1)).to(tensor.dtype))
-    exact = _exact(function, moved, wide)
-    return list(zip(function(*moved), exact, strict=True))
-
-
-def references(
-    function: Function,
-    inputs: Sequence[torch.Tensor],
-    *,
-    pointwise: bool,
-    first_kind: int = 0,
-    levels: float | None = None,
-    alone: bool = False,
-    wide: Mapping[int, torch.Tensor] | None = None,
-) -> list[Reference | Places]:
-    """What is right for each output of `function`, a matrix with a row for each line of the first input.
-
-    `inputs` as the function takes them; the first is a matrix starting with CYCLE[first_kind]. `levels`: how
-    often its sums round at least, by default those of a row of the output. `alone`: there is one value of a
-    line, and how far it moves with the inputs counts as its surroundings. `wide`: inputs, by their place,
-    whose values in float64 are at hand, because to make them again takes long. They are large, so they are
-    not moved either to see how sensitive the result is; the other operand of the same sums is.
-    """
-    wide = wide or {}
-    own, exact = function(*inputs), _exact(function, inputs, wide)
-    if pointwise:  # elements do not meet: the surroundings of one are its own inputs
-        around = torch.stack(torch.broadcast_tensors(*inputs)).abs_().amax(0).nan_to_num_(nan=0.0)
-        noises = [around] * len(exact)
-    else:
-        noises = _sensitivity(function, inputs, exact, wide)
-    dtype = inputs[0].dtype
-    found = [
-        Reference(
-            base.to(dtype),
-            right,
-            noise,
-            pointwise=pointwise,
-            first_kind=first_kind,
-            levels=levels,
-            alone=alone,
-        )
-        if base.is_floating_point()
-        else Places(base, right, first_kind)
-        for base, right, noise in zip(own, exact, noises, strict=True)
-    ]
-    is_unsteady = any(isinstance(each, Reference) and each.is_unsteady for each in found)
-    # Of one value of a line PyTorch's error is luck: the loss of a triplet, a small difference of two
-    # distances, was exact where that of the next one was off by 12 roundings. Of a sum of equal sigmoids it
-    # is that of one product: by emulation one in seven checks refused kernels with errors 0.65 times its own.
-    if alone or (levels is None and not pointwise and is_unsteady):
-        draws = [list(zip(own, exact, strict=True))]
-        is_single = alone and inputs[0].shape[0] == 1 and inputs[0].numel() <= _FEW
-        count = 4 * _DRAWS if is_single else _DRAWS
-        draws += [_beside(function, inputs, seed, wide) for seed in range(count)]
-        for place, each in enumerate(found):
-            if isinstance(each, Reference):
-                each.learn([(draw[place][0].to(dtype), draw[place][1]) for draw in draws])
-    return found
 
 
 class Reference:
@@ -270,14 +119,12 @@ class Reference:
         """Whether the elements of PyTorch's own result are off by more than their rounding."""
         return bool(self._own[1].nan_to_num(0.0, 0.0, 0.0).amax() > _UNSTEADY * self._eps)
 
-    def learn(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Judge by the largest of several errors of PyTorch's own: `pairs` are its results and what is exact,
-        for inputs that are next to these."""
-        telling = self._own
-        for base, exact in pairs:
-            off = (base.double() - exact).abs_().nan_to_num_(0.0, 0.0, 0.0)
-            telling = torch.maximum(telling, self._sizes(off))
-        self._allowed = self._limits(telling, self._eps, self._levels)
+    def learn(self, base: torch.Tensor, exact: torch.Tensor) -> None:
+        """Judge by the largest of several errors of PyTorch's own: its results and what is exact, for these
+        inputs or for some that are next to them."""
+        off = torch.sub(exact, base).abs_().nan_to_num_(0.0, 0.0, 0.0)
+        self._own = torch.maximum(self._own, self._sizes(off))
+        self._allowed = self._limits(self._own, self._eps, self._levels)
 
     def _kinds(self, count: int) -> list[slice]:
         """For each kind of line its lines, those without any left out."""

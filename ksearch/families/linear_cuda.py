@@ -22,6 +22,7 @@ from ksearch.types import Config, ConfigValue, Launch, Target, Workload
 
 WGMMA_ARCH = 90
 """No other architecture has these instructions, not even a later one."""
+_ALIGN_BLOCK = 256
 
 
 class LinearCuda:
@@ -40,8 +41,8 @@ class LinearCuda:
         if workload.is_prepacked and not schemes:
             raise UsageError(
                 f"{workload} has no prepacked kernel on {target.device}: a weight is packed where it is "
-                "split, which is in float32 under the policy strict, with IN a multiple of 4, where what "
-                "follows the linear reduces its rows once at most; leave prepacked out"
+                "split, which is in float32 under the policy strict, where what follows the linear reduces "
+                "its rows once at most; leave prepacked out"
             )
         presets = () if workload.is_prepacked else self._library.presets(program, workload, target)
         if compute_capability(target.arch) != WGMMA_ARCH:
@@ -210,8 +211,11 @@ class LinearCuda:
                 alignment=itemsize, scratch_bytes=tiles.scratch_bytes, after=after, most_rows=workload.rows,
             )  # fmt: skip
         before: tuple[Launch, ...] = ()
+        if tiles.is_realigned:
+            lines = ceil_div(workload.cols + workload.rows, workload.rows)
+            before = (Launch(entry="align", work_per_row=lines, block=_ALIGN_BLOCK, persistent=True),)
         if scheme.terms:
-            before = (Launch(entry="prepare", block=tiles.prepare_block),)
+            before = (*before, Launch(entry="prepare", block=tiles.prepare_block))
             after = (Launch(entry="rescue", work_per_row=units, block=256, persistent=True), *after)
         if config["strategy"] == "mma":
             block, cluster = 32 * int(config["warps_m"]) * int(config["warps_n"]), 1
@@ -265,6 +269,10 @@ class LinearCuda:
             "padded": tiles.padded,
             "most_rows": workload.rows,
             "scratch_bytes": tiles.scratch_bytes,
+            "realigned": tiles.is_realigned,
+            "align_block": _ALIGN_BLOCK,
+            "offset_x": tiles.offset_x,
+            "offset_w": tiles.offset_w,
             "offset_scales": tiles.offset_scales,
             "offset_flags": tiles.offset_flags,
             "offset_partials": tiles.offset_partials,
@@ -291,8 +299,6 @@ def _schemes(program: Program, workload: Workload) -> tuple[str, ...]:
     ):  # a second pass would need the first one's result
         return ()
     plain = ("simt",) if workload.dtype == "float32" and not workload.is_prepacked else ()
-    if workload.inner * workload.itemsize % 16 != 0:  # tiles are copied in multiples of 16 bytes
-        return plain
     if workload.is_prepacked and (workload.dtype, workload.policy) != ("float32", "strict"):
         return ()  # what is not split is taken as it is
     if workload.dtype != "float32":

@@ -66,7 +66,7 @@ class Tiles:
     """Elements of the summed dimension in one buffer."""
     prepare_block: int
     padded: int
-    """Length of the summed dimension as split rows of x are kept: whole tiles."""
+    """Length of the summed dimension as the scratch keeps rows: whole tiles."""
     staged_rows: int
     partials_offset: int
     ring_offset: int
@@ -74,6 +74,11 @@ class Tiles:
     offset_scales: int
     offset_flags: int
     offset_partials: int
+    is_realigned: bool
+    """Tensor copies need rows that begin at multiples of 16 bytes: where they do not, the scratch has the
+    operands that are not split beforehand once more, in rows of `padded` elements."""
+    offset_x: int
+    offset_w: int
     scratch_bytes: int
     packed_rows: int
     """Rows of a packed weight in each of its terms, in whole tiles; 0 where it is taken as it is."""
@@ -114,6 +119,10 @@ class Tiles:
         packed_rows = feature_tiles * tile_m if is_packed else 0
         flags = 4 * feature_tiles * batch_tiles if scheme.terms else 0
         offset_partials = round_up(offset_flags + flags, 256)
+        offset_x = round_up(offset_partials + 4 * width * workload.rows * feature_tiles, 256)
+        is_realigned = bool(scheme.term) and not is_packed and not has_aligned_rows(workload)
+        copied_x, copied_w = (0 if scheme.terms else workload.rows), workload.cols
+        offset_w = offset_x + is_realigned * copied_x * padded * workload.itemsize
         return cls(
             scheme=scheme,
             stage=stage,
@@ -130,7 +139,10 @@ class Tiles:
             offset_scales=offset_scales,
             offset_flags=offset_flags,
             offset_partials=offset_partials,
-            scratch_bytes=round_up(offset_partials + 4 * width * workload.rows * feature_tiles, 256),
+            is_realigned=is_realigned,
+            offset_x=offset_x,
+            offset_w=offset_w,
+            scratch_bytes=round_up(offset_w + is_realigned * copied_w * padded * workload.itemsize, 256),
             packed_rows=packed_rows,
             packed_bytes=packed_rows * (scheme.terms * padded * itemsize + 4 * scheme.scaled),
         )
@@ -148,20 +160,31 @@ class Tiles:
         left, right = (names.index(str(name)) for name in program.linear.args) if program.linear else (0, 1)
         scheme, inner = self.scheme, workload.inner
         rows = self.tile_n // cluster
+        scratch = len(program.inputs) + len(program.outputs)
+        at_x = at_w = 0
+        if self.is_realigned:
+            left = right = scratch
+            inner, at_x, at_w = self.padded, self.offset_x, self.offset_w
         if scheme.terms:
-            scratch = len(program.inputs) + len(program.outputs)
             kind, width = "float32" if scheme.term == "tf32" else scheme.term, scheme.block_k
             x = TensorMap(scratch, kind, self.padded, scheme.terms * workload.rows, width, rows)
             if self.packed_rows:
                 lines = scheme.terms * self.packed_rows
                 return x, TensorMap(scratch + 1, kind, self.padded, lines, width, self.tile_m)
-            w = TensorMap(right, "float32", inner, workload.cols, _BOX_COLS_W, self.tile_m, swizzled=False)
-            return x, w
+            box = _BOX_COLS_W, self.tile_m
+            return x, TensorMap(
+                right, "float32", inner, workload.cols, *box, swizzled=False, offset_bytes=at_w
+            )
         kind = "tfloat32" if scheme.term == "tf32" else scheme.term
         return (
-            TensorMap(left, kind, inner, None, scheme.block_k, rows),
-            TensorMap(right, kind, inner, workload.cols, scheme.block_k, self.tile_m),
+            TensorMap(left, kind, inner, None, scheme.block_k, rows, offset_bytes=at_x),
+            TensorMap(right, kind, inner, workload.cols, scheme.block_k, self.tile_m, offset_bytes=at_w),
         )
+
+
+def has_aligned_rows(workload: Workload) -> bool:
+    """Whether the rows of x and of the weight begin at multiples of 16 bytes."""
+    return workload.inner * workload.itemsize % 16 == 0
 
 
 def tile_rows(workload: Workload) -> tuple[int, ...]:

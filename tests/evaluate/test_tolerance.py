@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ksearch.evaluate import inputs
-from ksearch.evaluate.tolerance import Judgement, Reference, read, references
+from ksearch.evaluate.references import references
+from ksearch.evaluate.tolerance import Judgement, Reference, read
 from ksearch.operators.program import Input
 
 Function = Callable[[torch.Tensor], torch.Tensor]

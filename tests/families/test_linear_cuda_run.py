@@ -125,7 +125,7 @@ def check(
 
 STRICT = (
     *((1, 4, 1), (1, 8, 300), (3, 33, 17), (8, 4096, 1000), (24, 72, 136), (130, 1028, 260)),
-    *((200, 500, 516), (257, 96, 1), (65, 1, 33)),
+    *((200, 500, 516), (257, 96, 1), (65, 1, 33), (77, 4095, 201), (1000, 70, 1)),
 )
 HALF = (
     (1, 8, 1),
@@ -135,16 +135,21 @@ HALF = (
     (200, 504, 516),
     (37, 4096, 264),
     (3, 33, 17),
+    (130, 1026, 261),
 )
 PROBLEMS = (
     *(("linear", dims, "float32", "strict") for dims in STRICT),
-    *(("linear", dims, "float32", "tf32") for dims in ((1, 4, 1), (24, 72, 136), (130, 1028, 260))),
+    *(
+        ("linear", dims, "float32", "tf32")
+        for dims in ((1, 4, 1), (24, 72, 136), (130, 1028, 260), (130, 1027, 261))
+    ),
     *(("linear", dims, dtype, "strict") for dtype in ("float16", "bfloat16") for dims in HALF),
     *(
         (name, dims, dtype, "strict")
         for name in ("linear_sigmoid_scale_residual", "linear_sigmoid_sum", "linear_gated", "linear_extremes")
         for dims, dtype in (
             *(((200, 500, 516), "float32"), ((1, 64, 130), "float32"), ((37, 4096, 264), "bfloat16")),
+            *(((200, 501, 516), "float32"), ((37, 1002, 264), "bfloat16")),
             ((130, 1032, 261), "float16"),
         )
     ),

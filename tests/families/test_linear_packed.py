@@ -60,7 +60,6 @@ def test_a_space_has_what_splits_and_nothing_else(name: str, dims: tuple[int, ..
     [
         ("linear_gelu", (8, 64, 64), "bfloat16", "strict"),
         ("linear_gelu", (8, 64, 64), "float32", "tf32"),
-        ("linear_gelu", (8, 63, 64), "float32", "strict"),
     ],
 )
 def test_what_is_not_split_is_refused(
@@ -94,17 +93,18 @@ def test_faults_are_planted_in_kernels_that_compile() -> None:
         cuda.compile(text)
 
 
+@pytest.mark.parametrize("inner", [100, 99])
 @pytest.mark.parametrize("scheme", SPLIT)
-def test_packing_splits_a_weight_as_x_is_split(scheme: str, tmp_path: Path) -> None:
+def test_packing_splits_a_weight_as_x_is_split(scheme: str, inner: int, tmp_path: Path) -> None:
     """Bit by bit the terms of the emulation, in one order for both, and zeros around them."""
-    made = Case("linear_gelu", (5, 100, 70), prepacked=True)
+    made = Case("linear_gelu", (5, inner, 70), prepacked=True)
     config = made.pick(random.Random(scheme), scheme=scheme)
     pack = HostPack(made, config, tmp_path)
-    x, weight = operands(5, 100, 70, "wide", 3)
+    x, weight = operands(5, inner, 70, "wide", 3)
     weight[:, :20] *= 1e3
     weight[7] = 0.0
     weight[8, :64] = 0.0  # the first elements tell nothing, and the others are small
-    weight[8, 64:] *= 1e-9
+    weight[8, 64:] *= 1e-12
     x_terms, w_terms, x_scales, w_scales = pack(x, weight)
     table, tiles = SCHEMES[scheme], pack.tiles
     x_scale, w_scale = torch.ones(5), torch.ones(70)
@@ -120,7 +120,7 @@ def test_packing_splits_a_weight_as_x_is_split(scheme: str, tmp_path: Path) -> N
     order = in_a_fragment(16, table.term)
     for terms, values, scale in ((x_terms, x, x_scale), (w_terms, weight, w_scale)):
         rows = len(values)
-        wanted = split(torch.nn.functional.pad(values * scale[:, None], (0, tiles.padded - 100)), table)
+        wanted = split(torch.nn.functional.pad(values * scale[:, None], (0, tiles.padded - inner)), table)
         for found, right in zip(terms, wanted, strict=True):
             groups = right.view(rows, -1, 16)[:, :, order].reshape(rows, -1)
             assert torch.equal(found[:rows].view(torch.int32), groups.view(torch.int32))

@@ -20,7 +20,7 @@ from tests.winners import Launches, in_use, put_in_force
 
 pytestmark = pytest.mark.gpu
 
-SHAPES = ((200, 512, 516), (5, 100, 70), (1, 4, 1), (300, 264, 390))
+SHAPES = ((200, 512, 516), (5, 100, 70), (1, 4, 1), (300, 264, 390), (70, 333, 130))
 NAME, SHAPE = "linear_gelu", (64, 512, 384)
 
 
