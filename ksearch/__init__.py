@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "op": "ksearch.operators",
-    "Launch": "ksearch.types",
+    "Launch": "ksearch.launch",
     "Workload": "ksearch.types",
     "Winner": "ksearch.types",
     "KsearchError": "ksearch.errors",
@@ -29,13 +29,14 @@ __all__ = [*sorted(_HOME), "nn", "ops"]  # noqa: PLE0604  (all are strings)
 if TYPE_CHECKING:
     from ksearch import nn, ops
     from ksearch.errors import KsearchError
+    from ksearch.launch import Launch
     from ksearch.operators import TemplateOp, op
     from ksearch.patching import patch
     from ksearch.runtime import load
     from ksearch.runtime.bundle import load_bundle, use
     from ksearch.runtime.capture import capture
     from ksearch.tuner import tune
-    from ksearch.types import Launch, Winner, Workload
+    from ksearch.types import Winner, Workload
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from ksearch.certificate import Finalist, Tie
 from ksearch.evaluate.confidence import bootstrap_ci
+from ksearch.launch import Launch
 from ksearch.operators import Op
-from ksearch.operators.program import element_counts
-from ksearch.types import Candidate, Launch, Workload
+from ksearch.operators.cost import cost_of, element_counts
+from ksearch.types import Candidate, Workload
 
 _CLOSE = 1.005
 """Only members of a tie within this factor of the fastest may be preferred to it. Few or noisy rounds make
@@ -105,7 +106,7 @@ def needed_share(op: Op, workload: Workload) -> float:
     Not an input that the function does not use; of an op with its own template only the results are sure.
     """
     program = op.program(**dict(workload.options))
-    needed = program.cost(workload).bytes
+    needed = cost_of(program, workload).bytes
     counts = element_counts(workload.rows, workload.cols, workload.inner, workload.channels)
     sizes = {item.name: counts[item.role] * workload.itemsize for item in program.inputs}
     if op.template_op is not None:

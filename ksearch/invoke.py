@@ -11,8 +11,9 @@ import torch
 
 from ksearch import packing
 from ksearch.backends import Kernel, LaunchError
+from ksearch.launch import Launch
 from ksearch.operators.program import Input, Role
-from ksearch.types import Launch, Workload
+from ksearch.types import Workload
 
 
 class Starter:

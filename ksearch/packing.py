@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from ksearch.backends import Kernel, LaunchError
-from ksearch.types import Launch, Workload
+from ksearch.launch import Launch
+from ksearch.types import Workload
 
 
 class Packer:

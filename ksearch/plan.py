@@ -17,6 +17,7 @@ from ksearch.families import Family, Space
 from ksearch.families.base import Multiplier
 from ksearch.families.cuda import OLDEST_ARCH, compute_capability
 from ksearch.operators import Op
+from ksearch.operators.cost import cost_of
 from ksearch.operators.program import Program
 from ksearch.render import render
 from ksearch.types import (
@@ -126,7 +127,7 @@ def _check_arch(target: Target) -> None:
 def _check_memory(workload: Workload, program: Program, target: Target) -> None:
     """Inputs, outputs and PyTorch's own results must be on the device at once."""
     results = len(program.outputs) * workload.numel * workload.itemsize
-    needed = program.cost(workload).bytes + results + (1 << 28)
+    needed = cost_of(program, workload).bytes + results + (1 << 28)
     if needed > target.memory_bytes:
         raise BadShape(
             f"shape {workload.shape_text} in {workload.dtype} needs {needed / 1e9:,.1f} GB for inputs, "

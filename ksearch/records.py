@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ksearch.types import Launch, Outcome, Target, TensorMap, Winner, Workload
+from ksearch.launch import Launch, TensorMap
+from ksearch.types import Outcome, Target, Winner, Workload
 
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading text or JSON of any kind as if it were ours may raise."""

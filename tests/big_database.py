@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ksearch import operators
+from ksearch.launch import Launch
 from ksearch.store import Store
-from ksearch.types import Launch, Status, Target, Workload, canonical_json, digest
+from ksearch.types import Status, Target, Workload, canonical_json, digest
 
 OPS = (
     "softmax", "log_softmax", "rmsnorm", "layernorm", "add_rmsnorm", "l2norm", "gelu", "silu", "sigmoid",

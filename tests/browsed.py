@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ksearch import operators
+from ksearch.launch import Launch
 from ksearch.store import Store
-from ksearch.types import ConfigValue, Launch, Outcome, Status, Target, Winner, Workload, digest
+from ksearch.types import ConfigValue, Outcome, Status, Target, Winner, Workload, digest
 
 CPU = Target("cpu", "x86_64-avx2", "Some CPU [2 threads]", units=2)
 H200 = Target("cuda", "sm_90", "NVIDIA H200", units=132)

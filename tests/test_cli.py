@@ -13,8 +13,9 @@ import pytest
 
 from ksearch import cli, env, operators, tuner
 from ksearch.errors import DeviceBusy, UnknownOp
+from ksearch.launch import Launch
 from ksearch.store import Store
-from ksearch.types import Launch, Outcome, Status, Target, Winner, Workload, digest
+from ksearch.types import Outcome, Status, Target, Winner, Workload, digest
 
 BINARY = b"\x7fELF not really"
 WINNER = Winner(

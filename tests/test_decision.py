@@ -10,7 +10,8 @@ import pytest
 
 from ksearch import operators
 from ksearch.decision import Entrant, beyond_belief, decide, needed_share, preference, regret
-from ksearch.types import Artifact, Candidate, Launch, TensorMap
+from ksearch.launch import Launch, TensorMap
+from ksearch.types import Artifact, Candidate
 
 
 def samples(median_us: float, seed: int = 0, spread: float = 0.01, count: int = 60) -> list[float]:

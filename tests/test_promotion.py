@@ -16,6 +16,7 @@ from ksearch.evaluate.messages import FinalEntry, Finals, RegimeError
 from ksearch.evaluate.pool import Build
 from ksearch.evaluate.worker import Order
 from ksearch.families.base import Space
+from ksearch.launch import Launch
 from ksearch.operators import Op
 from ksearch.promotion import FINALISTS, promote
 from ksearch.search import Study
@@ -25,7 +26,6 @@ from ksearch.types import (
     Artifact,
     Candidate,
     Config,
-    Launch,
     Outcome,
     Source,
     Status,

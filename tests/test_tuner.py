@@ -22,11 +22,12 @@ from ksearch import env, operators, runtime, stopping, tuner
 from ksearch.errors import BadShape, DeviceBusy, RenderError, StoreError, UnknownOp, UsageError
 from ksearch.evaluate.pool import CompilePool
 from ksearch.evaluate.worker import Worker
+from ksearch.launch import Launch
 from ksearch.operators.program import as_tuple
 from ksearch.plan import device_lock, make_plan
 from ksearch.store import Store
 from ksearch.tuner import Progress, Report, tune
-from ksearch.types import Candidate, Launch, Outcome, Status, Winner, Workload, digest
+from ksearch.types import Candidate, Outcome, Status, Winner, Workload, digest
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (32, 128)

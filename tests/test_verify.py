@@ -18,8 +18,9 @@ from ksearch.errors import UsageError
 from ksearch.evaluate.messages import FinalEntry, Finals, Job, RegimeError
 from ksearch.evaluate.worker import Order
 from ksearch.export.bundle import write_bundle
+from ksearch.launch import Launch
 from ksearch.store import Store
-from ksearch.types import Candidate, Launch, Outcome, Status, Target, Winner, digest
+from ksearch.types import Candidate, Outcome, Status, Target, Winner, digest
 from ksearch.verdicts import Kind, State, Verified, exit_status
 from tests.evaluate import kernels
 from tests.export.exported import H200, kernel_of

@@ -17,9 +17,10 @@ import pytest
 from ksearch import backends, env, families, operators, runtime
 from ksearch.evaluate.pool import CompilePool
 from ksearch.families import Space
+from ksearch.launch import Launch
 from ksearch.render import render
 from ksearch.store import Store
-from ksearch.types import Artifact, Config, Launch, Winner, Workload
+from ksearch.types import Artifact, Config, Winner, Workload
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ksearch.types import Launch, Source, Target
+from ksearch.launch import Launch
+from ksearch.types import Source, Target
 
 
 class LaunchError(Exception):

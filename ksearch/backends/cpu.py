@@ -22,7 +22,8 @@ from pathlib import Path
 from ksearch import env
 from ksearch.backends.base import Compiled, Entry, LaunchError
 from ksearch.errors import CompileError, NoSuchDevice, ToolMissing
-from ksearch.types import Launch, Source, Target, digest
+from ksearch.launch import Launch
+from ksearch.types import Source, Target, digest
 
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",

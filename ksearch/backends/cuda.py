@@ -19,7 +19,8 @@ from ksearch.backends.base import Compiled
 from ksearch.backends.cuda_driver import check, load_driver
 from ksearch.backends.cuda_kernel import CudaKernel
 from ksearch.errors import CompileError, NoSuchDevice, ToolMissing
-from ksearch.types import Launch, Source, Target
+from ksearch.launch import Launch
+from ksearch.types import Source, Target
 
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill (?:stores|loads)")

@@ -11,7 +11,7 @@ from ksearch.backends.base import Entry, LaunchError
 from ksearch.backends.cuda_driver import check, load_driver
 from ksearch.backends.cuda_memory import TensorMaps, Workspaces
 from ksearch.backends.cuda_start import Aim, Slot, Step, bind, direct
-from ksearch.types import Launch
+from ksearch.launch import Launch
 
 _NO_CONTEXT = 201
 """CUDA_ERROR_INVALID_CONTEXT."""

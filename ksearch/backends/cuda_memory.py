@@ -7,7 +7,7 @@ from typing import Any
 
 from ksearch.backends.base import LaunchError
 from ksearch.backends.cuda_driver import check
-from ksearch.types import TensorMap
+from ksearch.launch import TensorMap
 
 
 class TensorMaps:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ksearch.backends.base import LaunchError
-from ksearch.types import Launch
+from ksearch.launch import Launch
 
 _COOPERATIVE = 2
 """CU_LAUNCH_ATTRIBUTE_COOPERATIVE."""

@@ -1,27 +1,27 @@
-"""Runs a candidate on memory that notices, and says what is wrong with what it did.
+"""Screening: runs a candidate on some rows with every kind of value, in memory that notices what it does.
 
-Screening checks some rows with every kind of value; the final check covers the whole workload, block
-by block, with other values. Both read their result back from the device once.
+What does not depend on the candidate is made once. The check of the whole workload is in `whole`.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
 from ksearch.evaluate import inputs as values
-from ksearch.evaluate import tolerance, weights
-from ksearch.evaluate.buffers import POISONS, Guarded
+from ksearch.evaluate import weights
+from ksearch.evaluate.buffers import Guarded
+from ksearch.evaluate.findings import Evidence, conclude, give_up, output_of
 from ksearch.evaluate.messages import Finding
 from ksearch.evaluate.problem import Problem
 from ksearch.evaluate.tolerance import Places, Reference
 from ksearch.operators.program import Role
-from ksearch.types import Status
 
 _SUBSET_BYTES = {"cuda": 32 << 20, "cpu": 8 << 20}
 """Of the input rows that a candidate is screened on."""
@@ -48,8 +48,35 @@ _FEW_ELEMENTS = 1 << 16
 _ALONE = ("uniform", "normal", "spike")
 """Kinds of rows that are tried one by one, too, where all rows come to one value."""
 
+_LONG_US = 1e5
+_HOPELESS = 10.0
+"""A candidate so many times slower than the best so far is not checked further, where that takes longer.
+A third of the kernels for a sum of 1e8 floats leave it to 16 blocks at most, and each was called 41 times:
+of 60 candidates the slowest took 3.7 s to check on an H200, all of them 7.3, and 1.1 since."""
+
+_SURELY = 5.0
+"""Below so many times the limit the first call is made again: it may have been late by itself."""
+
 Run = Callable[[Sequence[Guarded], Sequence[Guarded]], None]
 """Starts the candidate on inputs and outputs."""
+
+
+class _Watched:
+    """A candidate whose calls are waited for, and the time that the shortest took."""
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self._run, self._device = run, device
+        self.took_us = math.inf
+
+    def __call__(self, inputs: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        began = self._now()
+        self._run(inputs, outputs)
+        self.took_us = min(self.took_us, (self._now() - began) * 1e6)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +121,21 @@ class Subset:
         self._weights: list[weights.Shared] = []
         self._cases = self._linear_cases() if workload.inner else self._cases_of_rows(None)
 
-    def check(self, run: Run, *, misaligned: bool) -> Finding:
-        """Try the candidate on every case; `misaligned`: also on bases that are one element off."""
-        evidence = [_Evidence() for _ in self._outputs[0]]
-        modified: list[torch.Tensor] = []
-        modified += self._distract(run, self._cases[0])
+    def check(self, run: Run, *, misaligned: bool, best_us: float | None = None) -> Finding:
+        """Try the candidate on every case; `misaligned`: also on bases that are one element off. `best_us`:
+        what the best so far takes; one that is hopelessly slower is a timeout."""
+        evidence = [Evidence() for _ in self._outputs[0]]
+        watched = _Watched(run, self._problem.device)
+        modified = self._distract(watched, self._cases[0])
+        if best_us is not None:
+            limit_us = max(_HOPELESS * best_us, _LONG_US / (1 + 2 * len(self._cases)))
+            if limit_us < watched.took_us < _SURELY * limit_us:
+                modified += self._distract(watched, self._cases[0])
+            if watched.took_us > limit_us:
+                damaged = [output.damaged() for output in self._cases[0].outputs[0]]
+                slower = watched.took_us / best_us
+                why = f"one call took {watched.took_us / 1e3:.3g} ms, {slower:.0f} times the best so far"
+                return give_up(modified, damaged, f"{why}: not checked further")
         for case in [*self._cases, self._misaligned] if misaligned else self._cases:
             with nullcontext() if case.weight is None else case.weight.patched(case.odd):
                 for number, outputs in enumerate(case.outputs):
@@ -112,10 +149,10 @@ class Subset:
             for part, references in case.references:
                 facts = zip(evidence, case.outputs[0], references, self._problem.output_roles, strict=True)
                 for each, one, reference, role in facts:
-                    each.verdicts.append(reference.judge(_output_of(part, one.values, role)))
+                    each.verdicts.append(reference.judge(output_of(part, one.values, role)))
         used = [*self._weights, *([self._misaligned.weight] if misaligned else [])]
         modified += [weight.modified() for weight in used if weight is not None]
-        return _conclude(modified, evidence)
+        return conclude(modified, evidence)
 
     def _distract(self, run: Run, case: _Case) -> list[torch.Tensor]:
         """Run the candidate on other values in the same memory first, and let the device fall behind us.
@@ -292,105 +329,3 @@ def few_rows(problem: Problem, seed: int, all_rows: Subset) -> Subset:
 def _copies(tensors: Sequence[Guarded], weight: weights.Shared | None) -> list[torch.Tensor | None]:
     shared = None if weight is None else weight.guarded
     return [None if tensor is shared else tensor.raw.clone() for tensor in tensors]
-
-
-def _output_of(part: values.Part, output: torch.Tensor, role: Role) -> torch.Tensor:
-    """This part of an output, as a matrix with a row for each line; one value for all lines has none."""
-    return output.view(1, 1) if role is Role.SCALAR else part.take(output, role)
-
-
-def check_whole(problem: Problem, run: Run) -> Finding:
-    """Check every row of the workload, in blocks of bounded memory."""
-    problem.fill_for_checking()
-    evidence = [_Evidence() for _ in problem.outputs]
-    firsts = []
-    for number in range(2):
-        for output in problem.outputs:
-            output.poison(number)
-        run(problem.inputs, problem.outputs)
-        for each, output in zip(evidence, problem.outputs, strict=True):
-            each.damaged.append(output.damaged())
-        if number == 0:
-            firsts = [output.bits.clone() for output in problem.outputs]
-    modified = [tensor.damaged() for tensor in problem.inputs] + problem.weight_modified()
-    wide = None if problem.weight is None else problem.weight.values.double()
-    modified += [_check_part(problem, part, firsts, evidence, wide) for part in problem.parts()]
-    return _conclude(modified, evidence)
-
-
-def _check_part(
-    problem: Problem,
-    part: values.Part,
-    firsts: Sequence[torch.Tensor],
-    evidence: Sequence[_Evidence],
-    wide: torch.Tensor | None,
-) -> torch.Tensor:
-    """Judge one part of both runs' outputs; whether its inputs were modified. Keeps nothing of its size."""
-    blocks, modified = problem.make_again(part)
-    references = problem.references(blocks, part.first, wide)
-    outputs = zip(evidence, firsts, problem.outputs, references, problem.output_roles, strict=True)
-    for each, first, output, reference, role in outputs:
-        ours, dtype = _output_of(part, first, role), output.values.dtype
-        each.compare(ours, _output_of(part, output.bits, role), dtype)
-        each.verdicts.append(reference.judge(ours.view(dtype)))
-    return modified
-
-
-@dataclass(slots=True)
-class _Evidence:
-    """What there is against one output, still on the device."""
-
-    damaged: list[torch.Tensor] = field(default_factory=list)
-    unwritten: list[torch.Tensor] = field(default_factory=list)
-    differs: list[torch.Tensor] = field(default_factory=list)
-    verdicts: list[torch.Tensor] = field(default_factory=list)
-
-    def compare(self, first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> None:
-        """Whether a run left its poison standing, and whether the two runs' results differ in any bit."""
-        before_first, before_second = POISONS[dtype]
-        differs = first != second
-        unwritten = differs & ((first == before_first) | (second == before_second))
-        self.unwritten.append(unwritten.any())
-        self.differs.append(differs.any())
-
-    def vector(self) -> torch.Tensor:
-        """All of it as numbers: the three facts, then the verdicts."""
-        facts = [torch.stack(each).any() for each in (self.damaged, self.unwritten, self.differs)]
-        return torch.cat([torch.stack(facts).double(), *self.verdicts])
-
-
-def _conclude(modified: Sequence[torch.Tensor], evidence: Sequence[_Evidence]) -> Finding:
-    """Wait for the device, and name the first thing that is wrong, the most dangerous first."""
-    vectors = torch.stack([each.vector() for each in evidence])
-    was_modified = torch.stack(list(modified)).any().double().view(1)
-    *table, is_modified = torch.cat([vectors.view(-1), was_modified]).tolist()
-    length, width = vectors.shape[1], len(evidence[0].verdicts[0])
-    rows = [table[start : start + length] for start in range(0, len(table), length)]
-    damaged, unwritten, differs = ([row[fact] for row in rows] for fact in range(3))
-    judged = [tolerance.read([row[at : at + width] for at in range(3, length, width)]) for row in rows]
-    worst = max(judged, key=lambda each: math.inf if math.isnan(each.error) else each.error)
-    error = None if math.isnan(worst.error) else worst.error
-
-    def told(message: str, output: int) -> str:
-        return f"output {output}: {message}" if len(evidence) > 1 else message
-
-    if any(damaged):
-        message = told("wrote outside its output", damaged.index(True))
-        return Finding(Status.OUT_OF_BOUNDS, message, error, healthy=False)
-    if is_modified:
-        return Finding(Status.OUT_OF_BOUNDS, "input modified", error, healthy=False)
-    if any(unwritten):
-        message = told("left elements of the result unwritten", unwritten.index(True))
-        return Finding(Status.WRONG, message, error)
-    if any(differs):
-        message = told("two runs on the same input differ", differs.index(True))
-        return Finding(Status.NONDETERMINISTIC, message, error)
-    if error is None or error > 1.0:
-        what = "NaN or infinity is misplaced" if error is None else f"error is {error:.3g} times the allowed"
-        message = told(f"{what} (on a row of kind {worst.kind})", judged.index(worst))
-        return Finding(Status.WRONG, message, error)
-    errors = {
-        regime: max((each.errors[regime] for each in judged), key=lambda found: found.candidate)
-        for regime in worst.errors
-    }
-    return Finding(Status.PASSED, error=error, errors=errors)

@@ -44,7 +44,7 @@ def measure(
     run(tensors, outputs)
     if not _agrees(outputs, problem.results(tensors, rows)):
         return Nearby(rows, 0.0)
-    calls = [lambda: run(tensors, outputs), problem.baseline_on(tensors, problem.shape_of(rows))]
+    calls = [lambda: run(tensors, outputs), problem.baseline_on(tensors, problem.matrices.shape_of(rows))]
     ours, theirs = timing.race(clock, calls, budget_s=budget_s, seed=seed, rounds=_ROUNDS)
     return Nearby(rows, statistics.median(theirs) / statistics.median(ours))
 

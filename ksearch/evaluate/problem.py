@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ksearch import operators, packing
+from ksearch import operators
 from ksearch.errors import BadShape, UsageError
-from ksearch.evaluate import inputs, weights
+from ksearch.evaluate import inputs
 from ksearch.evaluate.buffers import Guarded
+from ksearch.evaluate.matrices import Matrices
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.references import references
 from ksearch.evaluate.tolerance import Places, Reference
 from ksearch.operators.program import Input, Program, Role, as_tuple
-from ksearch.types import CHANNELS, CONTIGUOUS, Workload
+from ksearch.types import Workload
 
 _PART_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}
 """Of the blocks in which the whole workload is checked; float64 needs 8 to 16 times that beside one."""
@@ -23,13 +24,6 @@ _PART_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}
 _LINEAR_PART_ELEMENTS = {"cuda": 1 << 25, "cpu": 1 << 21}
 """The same of a linear, whose every part takes a product with the whole weight in float64: few parts, of some
 ten tensors of 256 MB."""
-
-_EVEN = 1 << 16
-"""Copies are of a multiple of that many elements: of 8,388,736 float32 one took 24.6 us, of 8,388,608
-22.0."""
-
-_CEILING_BYTES = 1 << 30
-"""Largest copy made only to measure the ceiling; for more bytes its time is scaled."""
 
 
 class Problem:
@@ -62,9 +56,7 @@ class Problem:
         self.alike = program.is_total
         """All lines of an input must be of one kind: the result is one value, and a NaN of one line hides
         what becomes of the others."""
-        self._over = program.over
-        self._has_dims = program.layout != CONTIGUOUS
-        """The op's function wants to see more than rows and columns."""
+        self.matrices = Matrices(self.op, workload, program, self.declared)
         self._output_dtypes = [getattr(torch, name) for name in program.output_dtypes(workload.dtype)]
         self._places = {
             item.name: inputs.Places(workload.cols, program.marks(item.name)) for item in self.declared
@@ -74,7 +66,8 @@ class Problem:
         """That of a linear's weight among the inputs."""
         self._is_alone = program.family in ("reduction", "strided", "linear") and all(program.per_row)
         self._levels = _levels(program, workload) if inner or self._is_alone else None
-        self._seed = job.seed
+        self.seed = job.seed
+        """Of all that is drawn for it."""
         self._count = len(program.outputs)
         self._check_memory(job)
         self.inputs = self.allocate(workload.rows)
@@ -88,7 +81,7 @@ class Problem:
         return [
             given.get(k)
             or Guarded(
-                self._matrix(declared.role, rows),
+                self.matrices.of(declared.role, rows),
                 getattr(torch, declared.dtype(self.workload.dtype)),
                 self.device,
                 shift,
@@ -98,25 +91,15 @@ class Problem:
 
     def allocate_weight(self) -> Guarded:
         """A linear's weight, not filled."""
-        return Guarded(self._matrix(Role.RIGHT, self.workload.rows), self.dtype, self.device)
+        return Guarded(self.matrices.of(Role.RIGHT, self.workload.rows), self.dtype, self.device)
 
     def allocate_outputs(self, rows: int, shift: int = 0) -> list[Guarded]:
         """Outputs for that many rows; with a shift, each is off alignment by another distance."""
-        shapes = [self._matrix(role, rows) for role in self.output_roles]
+        shapes = [self.matrices.of(role, rows) for role in self.output_roles]
         return [
             Guarded(shape, dtype, self.device, shift * (1 + k))
             for k, (shape, dtype) in enumerate(zip(shapes, self._output_dtypes, strict=True))
         ]
-
-    def _matrix(self, role: Role, rows: int) -> tuple[int, int]:
-        """A tensor of that role as rows and columns."""
-        cols, inner = self.workload.cols, self.workload.inner
-        shapes = {
-            Role.FULL: (rows, cols), Role.ROW: (1, cols), Role.COLUMN: (rows, 1), Role.SCALAR: (1, 1),
-            Role.LEFT: (rows, inner), Role.RIGHT: (cols, inner), Role.INDEX: (rows, 1),
-            Role.CHANNEL: (1, self.workload.channels), Role.MASK: (rows, cols),
-        }  # fmt: skip
-        return shapes[role]
 
     def fill(
         self,
@@ -144,8 +127,8 @@ class Problem:
 
         Raises UsageError where an own template's reference gives another number of them than its class says.
         """
-        if self._has_dims:
-            tensors = tuple(self._in_dims(tensors))
+        if self.matrices.has_dims:
+            tensors = tuple(self.matrices.in_dims(tensors))
         return self._answer(tensors)
 
     def _answer(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -157,50 +140,7 @@ class Problem:
                 f"{self._count}: make them agree"
             )
         pairs = zip(results, self.output_roles, strict=True)
-        return tuple([self._as_matrix(each, role) for each, role in pairs])
-
-    def _as_matrix(self, result: torch.Tensor, role: Role) -> torch.Tensor:
-        if role is not Role.FULL:
-            return result.reshape(-1, 1)
-        if not self._has_dims:
-            return result
-        if segment := self.workload.segment:
-            pieces = self.workload.cols // segment
-            return result.reshape(pieces, -1, segment).transpose(0, 1).reshape(-1, self.workload.cols)
-        cols, across = self.workload.cols, min(result.numel() // self.workload.cols, self.workload.stride)
-        return result.reshape(-1, cols, across).transpose(1, 2).reshape(-1, cols)
-
-    def _in_dims(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Matrices of some rows with the dims that make up a row apart, as the function wants them."""
-        rows, cols = tensors[0].numel() // self.workload.cols, self.workload.cols
-        shapes = self.op.input_shapes(self.shape_of(rows), dict(self.workload.options), self.workload.inner)
-        across = min(rows, self.workload.stride)
-        if segment := self.workload.segment:
-            tensors = [
-                tensor.view(rows, -1, segment).transpose(0, 1) if declared.role is Role.FULL else tensor
-                for tensor, declared in zip(tensors, self.declared, strict=True)
-            ]
-        if across > 1:  # rows that lie side by side in memory
-            tensors = [
-                tensor.view(-1, across, cols).transpose(1, 2)
-                if declared.role in (Role.FULL, Role.MASK)
-                else tensor
-                for tensor, declared in zip(tensors, self.declared, strict=True)
-            ]
-        return [tensor.reshape(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
-
-    def shape_of(self, rows: int) -> tuple[int, ...]:
-        """Of the full tensors with that many rows."""
-        shape, stride = self.workload.shape, self.workload.stride
-        if not self._over:
-            return shape
-        if self.workload.segment:
-            return (shape[0], rows, *shape[2:])
-        if self.workload.layout == CHANNELS or self.workload.groups:
-            return (rows // self.workload.together, *shape[1:])
-        first, after = len(shape) + self._over[0], len(shape) + self._over[-1] + 1
-        inner = shape[after:] if rows >= stride else (*(1,) * (len(shape) - after - 1), rows)
-        return (-(-rows // stride), *shape[first:after], *inner)
+        return tuple([self.matrices.of_result(each, role) for each, role in pairs])
 
     def references(
         self, blocks: Sequence[torch.Tensor], first_kind: int, wide: torch.Tensor | None = None
@@ -212,7 +152,8 @@ class Problem:
         return references(
             self.function,
             blocks,
-            pointwise=self.pointwise and not self._has_dims,  # channels broadcast in other ways than rows
+            # Channels broadcast in other ways than rows.
+            pointwise=self.pointwise and not self.matrices.has_dims,
             first_kind=first_kind,
             levels=self._levels,
             alone=self._is_alone,
@@ -250,7 +191,7 @@ class Problem:
         """Ordinary values: denormals slow a CPU down."""
         if self._holds != "timing":
             for tensor, declared in zip(self.inputs, self.declared, strict=True):
-                inputs.fill_ordinary(tensor.values, declared, self._seed, self._places[declared.name])
+                inputs.fill_ordinary(tensor.values, declared, self.seed, self._places[declared.name])
             self._holds = "timing"
 
     def fill_for_checking(self) -> None:
@@ -293,7 +234,7 @@ class Problem:
 
     @property
     def _check_seed(self) -> int:
-        return inputs.derive_seed(self._seed, "whole")
+        return inputs.derive_seed(self.seed, "whole")
 
     # What candidates are compared with
 
@@ -303,7 +244,7 @@ class Problem:
 
     def baseline_on(self, inputs: Sequence[Guarded], shape: tuple[int, ...]) -> Callable[[], None]:
         """The same on other inputs, of a workload of that shape."""
-        tensors = self._views(inputs, shape)
+        tensors = self.matrices.views(inputs, shape)
         call = self.op.caller(dict(self.workload.options))
 
         def run() -> None:
@@ -313,51 +254,7 @@ class Problem:
 
     def results(self, inputs: Sequence[Guarded], rows: int) -> tuple[torch.Tensor, ...]:
         """PyTorch's answer for that many rows."""
-        return self._answer(self._views(inputs, self.shape_of(rows)))
-
-    def _views(self, inputs: Sequence[Guarded], shape: tuple[int, ...]) -> list[torch.Tensor]:
-        shapes = self.op.input_shapes(shape, dict(self.workload.options), self.workload.inner)
-        return [tensor.values.view(each) for tensor, each in zip(inputs, shapes, strict=True)]
-
-    def ceilings(self) -> list[tuple[Callable[[], object], float]]:
-        """What no kernel can be much faster than, each with the factor for its time; the slowest counts.
-
-        A copy that moves the bytes any kernel must move; of a linear also PyTorch's product alone.
-        """
-        return [self._copy(), *([self._product()] if self.workload.inner else [])]
-
-    def _copy(self) -> tuple[Callable[[], object], float]:
-        tensors = [tensor.values for tensor in (*self.inputs, *self.outputs)]
-        half = sum(tensor.nbytes for tensor in tensors) / 2 / self.dtype.itemsize
-        source, out = tensors[0], self.outputs[0].values
-        full = [declared for declared in self.declared if declared.role is Role.FULL]
-        # Weights are a small part of it.
-        if len(full) == 1 and out.shape == source.shape and len(self.outputs) == 1:
-            return lambda: out.copy_(source), half / out.numel()
-        size = min(round(half), _CEILING_BYTES // self.dtype.itemsize)
-        size -= size % _EVEN if size > _EVEN else 0
-        source = torch.zeros(size, dtype=self.dtype, device=self.device)
-        copy = torch.zeros_like(source)
-        return lambda: copy.copy_(source), half / size
-
-    def _product(self) -> tuple[Callable[[], object], float]:
-        """In the workload's dtype and under its policy; for float32 under `strict` on a GPU three in float16,
-        and of a prepacked workload on a CPU with the weight that PyTorch reordered.
-
-        Tensor cores give the accuracy of float32 by splitting each operand in two, which leaves three
-        products of halves: the least that is known.
-        """
-        is_split = self.dtype is torch.float32 and self.workload.policy == "strict"
-        dtype, times = (torch.float16, 3.0) if is_split and self.device.type == "cuda" else (self.dtype, 1.0)
-        rows, cols, inner = self.workload.rows, self.workload.cols, self.workload.inner
-        left = torch.empty((rows, inner), dtype=dtype, device=self.device).uniform_(0.0, 1.0)
-        right = torch.empty((cols, inner), dtype=dtype, device=self.device)
-        weights.fill_initial(right, torch.Generator(self.device).manual_seed(self._seed))
-        product = torch.empty((rows, cols), dtype=dtype, device=self.device)
-        if self.workload.is_prepacked and self.device.type == "cpu":
-            packed = packing.reordered(right, rows)
-            return lambda: packing.product(left, packed), times
-        return lambda: torch.mm(left, right.t(), out=product), times
+        return self._answer(self.matrices.views(inputs, self.matrices.shape_of(rows)))
 
     def _check_memory(self, job: Job) -> None:
         """Refuse before allocating: a machine that runs out of main memory kills whom it likes."""
@@ -365,7 +262,7 @@ class Problem:
         workload = self.workload
         shapes = self.op.input_shapes(workload.shape, dict(workload.options), workload.inner)
         elements = sum(torch.Size(shape).numel() for shape in shapes)
-        elements += 2 * sum(math.prod(self._matrix(role, workload.rows)) for role in self.output_roles)
+        elements += 2 * sum(math.prod(self.matrices.of(role, workload.rows)) for role in self.output_roles)
         needed = elements * workload.itemsize
         # A linear's weight once more for screening, again with equal rows, for the ceiling, in float64; and
         # packed, in up to three 16-bit or two TF32 terms.

@@ -87,7 +87,7 @@ def _sensitivity(
 
 
 def _random_bytes(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One for each element, eight from a number: to draw floats took half the time of a sum's references."""
+    """One for each element, eight from a number: to draw floats took 1.1 of 2.9 s of a sum over 1e7."""
     numbers = torch.empty(-(-tensor.numel() // 8), dtype=torch.int64, device=tensor.device)
     numbers.random_(-(1 << 63), None, generator=generator)
     return numbers.view(torch.uint8)[: tensor.numel()].view(tensor.shape)
@@ -111,7 +111,7 @@ def _beside(
 ) -> Iterator[Sequence[tuple[torch.Tensor, torch.Tensor]]]:
     """What PyTorch gives, and what is exact, for `count` draws of inputs that are one place of their dtype
     away: all but those in `wide`, which are large, and stay as they are."""
-    generator = torch.Generator(inputs[0].device).manual_seed(0)
+    generator = torch.Generator(inputs[0].device).manual_seed(1)
     moving = [tensor.is_floating_point() and place not in wide for place, tensor in enumerate(inputs)]
     drawn: list[torch.Tensor | None] = []
     for draw in range(count):

@@ -18,9 +18,11 @@ from pathlib import Path
 from ksearch.certificate import Sanitized
 from ksearch.errors import KsearchError, ToolMissing, UsageError
 from ksearch.evaluate.sanitized import Task
+from ksearch.launch import Launch
 from ksearch.operators import Op
-from ksearch.operators.program import Role, element_counts
-from ksearch.types import INDEX_BYTES, ITEMSIZE, Candidate, Launch, Target, Workload
+from ksearch.operators.cost import element_counts
+from ksearch.operators.program import Role
+from ksearch.types import INDEX_BYTES, ITEMSIZE, Candidate, Target, Workload
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ksearch import backends
 from ksearch.backends.cuda_driver import check, load_driver
-from ksearch.types import Launch
+from ksearch.launch import Launch
 
 _STARTS = 2
 """What the first start leaves in a workspace is what the second one finds."""

@@ -22,14 +22,17 @@ from ksearch.certificate import Packing
 from ksearch.errors import BadShape
 from ksearch.evaluate import environment, faults, intact, memory, nearby, timing
 from ksearch.evaluate.buffers import Guarded, Scratch
-from ksearch.evaluate.check import Run, Subset, check_whole, few_rows
+from ksearch.evaluate.ceilings import ceilings
+from ksearch.evaluate.check import Run, Subset, few_rows
 from ksearch.evaluate.messages import DAMAGED, Finding, Job, Laps, Nearby, Ready
 from ksearch.evaluate.packs import CheckedPack, Pack, pack_once
 from ksearch.evaluate.problem import Problem
 from ksearch.evaluate.process import Answer
+from ksearch.evaluate.whole import check_whole
 from ksearch.invoke import Starter
+from ksearch.launch import Launch
 from ksearch.packing import Packer, packed_bytes
-from ksearch.types import Candidate, Launch, Status, digest
+from ksearch.types import Candidate, Status, digest
 
 _WARM_S = {"cuda": 0.2, "cpu": 0.05}
 
@@ -80,7 +83,7 @@ class Session:
 
         def evaluate(kernel: Kernel) -> Finding:
             began = time.perf_counter()
-            finding = self._check_some(kernel, candidate.launch, self._subset)
+            finding = self._check_some(kernel, candidate.launch, self._subset, incumbent_us)
             finding = replace(finding, check_s=time.perf_counter() - began)
             if finding.status in (Status.WRONG, Status.NONDETERMINISTIC) and not self._is_intact():
                 return Finding(Status.OUT_OF_BOUNDS, DAMAGED, finding.error, healthy=False)
@@ -201,17 +204,21 @@ class Session:
     def _ceiling(self) -> tuple[timing.Call, float]:
         """What bounds every kernel, of what may the slowest, and the factor for its time."""
         if self._bound is None:
-            copy, *others = found = self._problem.ceilings()
+            copy, *others = found = ceilings(self._problem)
             if others:
                 found.sort(key=lambda each: each[1] * timing.measure(self._clock, each[0]).time_us)
             self._bound = found[-1]
             self._copy = copy if self._bound is not copy else None
         return self._bound
 
-    def _check_some(self, kernel: Kernel, launch: Launch, some: Subset) -> Finding:
+    def _check_some(
+        self, kernel: Kernel, launch: Launch, some: Subset, best_us: float | None = None
+    ) -> Finding:
         """On some rows with every kind of value; off alignment, too, where the launch allows it."""
         misaligned = launch.alignment <= self._problem.dtype.itemsize
-        return self._check(kernel, launch, lambda run: some.check(run, misaligned=misaligned))
+        return self._check(
+            kernel, launch, lambda run: some.check(run, misaligned=misaligned, best_us=best_us)
+        )
 
     def _check(self, kernel: Kernel, launch: Launch, check: Callable[[Run], Finding]) -> Finding:
         """What `check` finds of runs whose own memory is watched, too."""

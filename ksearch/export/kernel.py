@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import ksearch
 from ksearch.errors import UsageError
 from ksearch.export.reference import reference_name
+from ksearch.launch import Launch
 from ksearch.operators.program import Input, Role
-from ksearch.types import Launch, Winner, Workload
+from ksearch.types import Winner, Workload
 
 if TYPE_CHECKING:
     from ksearch.operators import Op

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from ksearch.launch import Launch
 from ksearch.operators.program import Program
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ksearch.families.channels import channel_variables
+from ksearch.launch import ANY_ROWS, Launch
 from ksearch.operators.program import Program
-from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _SIMD_BYTES = {"avx512": 64, "avx2": 32}
 _ELEMENTS = {"float32": "float", "float16": "ks::float16", "bfloat16": "ks::bfloat16"}

@@ -12,8 +12,9 @@ from ksearch.families.base import Space
 from ksearch.families.linear_library import LinearLibrary
 from ksearch.families.pointwise_cpu import PointwiseCpu
 from ksearch.families.rowwise_cpu import RowwiseCpu
+from ksearch.launch import Launch
 from ksearch.operators.program import Program
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _PACKED = {"float32": "x86_64-", "bfloat16": "x86_64-avx512"}
 """For each dtype how the CPUs are called whose oneDNN has a reordered weight. Of float16 it has one only with

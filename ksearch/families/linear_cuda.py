@@ -10,6 +10,7 @@ import itertools
 from typing import Any
 
 from ksearch.errors import UsageError
+from ksearch.families import linear_thin
 from ksearch.families.base import Rule, Space
 from ksearch.families.cuda import common_variables, compute_capability, math_axis
 from ksearch.families.linear_library import LinearLibrary
@@ -17,8 +18,9 @@ from ksearch.families.linear_mma import mma_guesses, mma_space, registers
 from ksearch.families.linear_tiles import SCHEMES, Scheme, Tiles, ceil_div, is_pingpong, tile_rows
 from ksearch.families.pointwise_cuda import PointwiseCuda
 from ksearch.families.rowwise_cuda import RowwiseCuda
+from ksearch.launch import Launch
 from ksearch.operators.program import Program
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 WGMMA_ARCH = 90
 """No other architecture has these instructions, not even a later one."""
@@ -48,7 +50,11 @@ class LinearCuda:
         if compute_capability(target.arch) != WGMMA_ARCH:
             return mma_space(program, workload, target, schemes, len(presets))
         axes: dict[str, tuple[ConfigValue, ...]] = {
-            "strategy": (*(("direct",) if schemes else ()), *(("library",) if presets else ())),
+            "strategy": (
+                *(("direct",) if schemes else ()),
+                *((linear_thin.THIN,) if schemes and linear_thin.is_thin(workload) else ()),
+                *(("library",) if presets else ()),
+            ),
             "scheme": schemes or ("none",),
             "tile_n": tile_rows(workload),
             "schedule": ("cooperative", "pingpong"),
@@ -109,10 +115,11 @@ class LinearCuda:
             return cluster == 1 or (cluster <= blocks and int(config["tile_n"]) % (8 * cluster) == 0)
 
         return Space(
-            axes=axes,
+            axes=axes | linear_thin.axes(workload),
             rules=(
-                Rule(tuple(axes), lambda c: is_fused(c) or is_plain(c, *direct)),
-                Rule(("strategy", "library"), lambda c: not is_fused(c) or c["library"] == 0),
+                *linear_thin.rules(workload, axes),
+                Rule(tuple(axes), lambda c: c["strategy"] != "library" or is_plain(c, *direct)),
+                Rule(("strategy", "library"), lambda c: c["strategy"] == "library" or c["library"] == 0),
                 Rule(
                     ("strategy", *direct),
                     lambda c: (
@@ -141,6 +148,7 @@ class LinearCuda:
             "strategy": "direct", "scheme": "simt", "tile_n": tiles[0], "schedule": "cooperative",
             "consumers": 2, "blocks_m": 1, "stages": 8, "cluster": 1, "promote": 0, "pending": 1,
             "order": "batch", "library": 0, "keep_in_l2": "none", "math": math_axis(program)[0],
+            **{name: values[0] for name, values in linear_thin.axes(workload).items()},
         }  # fmt: skip
         wishes: list[dict[str, ConfigValue]] = []
         for scheme in schemes:
@@ -180,7 +188,8 @@ class LinearCuda:
             for number in range(len(space.axes["library"]))
             if "library" in space.axes["strategy"]
         ]
-        return [*list(best_of.values())[:8], *library[:2]] if best_of else library
+        thin = [wish for wish in linear_thin.guesses(plain, workload) if space.allows(wish)]
+        return [*thin, *list(best_of.values())[:8], *library[:2]] if best_of else library
 
     def way(self, config: Config) -> str:
         """The scheme, and after how many products its sums are rounded to float32."""
@@ -206,9 +215,12 @@ class LinearCuda:
         after = (Launch(entry="finish", work_per_block=4, block=128),) if tiles.stage else ()
         units = ceil_div(workload.cols, tiles.tile_m)
         if not scheme.term:
+            is_thin = config["strategy"] == linear_thin.THIN
             return Launch(
-                work_per_row=tiles.per_row(units, workload), work_per_block=tiles.tile_n, block=256,
-                alignment=itemsize, scratch_bytes=tiles.scratch_bytes, after=after, most_rows=workload.rows,
+                work_per_row=tiles.per_row(units, workload), work_per_block=tiles.tile_n,
+                block=32 * int(config["warps"]) if is_thin else 256,
+                alignment=itemsize * (linear_thin.vector(workload) if is_thin else 1),
+                scratch_bytes=tiles.scratch_bytes, after=after, most_rows=workload.rows,
             )  # fmt: skip
         before: tuple[Launch, ...] = ()
         if tiles.is_realigned:
@@ -280,6 +292,7 @@ class LinearCuda:
             "ring_offset": tiles.ring_offset,
             "partials_offset": tiles.partials_offset,
             "staged_rows": tiles.staged_rows,
+            "vec_k": linear_thin.vector(workload),
             "vec": next(v for v in (8, 4, 2, 1) if v * workload.itemsize <= 16 and workload.cols % v == 0),
             # Of 65536 registers: 128 threads that copy, CONSUMERS * 128 that multiply (multiples of 8).
             "registers": registers(config) if config["strategy"] == "mma" else 0,
@@ -303,7 +316,9 @@ def _schemes(program: Program, workload: Workload) -> tuple[str, ...]:
         return ()  # what is not split is taken as it is
     if workload.dtype != "float32":
         return (workload.dtype,)
-    return ("tf32",) if workload.policy == "tf32" else ("fp16x3", "bf16x6", "tf32x3", "bf16x3", *plain)
+    if workload.policy == "tf32":
+        return ("tf32", *(plain if linear_thin.is_thin(workload) else ()))
+    return ("fp16x3", "bf16x6", "tf32x3", "bf16x3", *plain)
 
 
 def _longest_run(workload: Workload, scheme: Scheme) -> int:

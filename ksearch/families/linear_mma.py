@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 
+from ksearch.families import linear_thin
 from ksearch.families.base import Rule, Space
 from ksearch.families.cuda import MAX_REGISTERS, math_axis
 from ksearch.families.linear_tiles import SCHEMES, Tiles, round_up, tile_rows
@@ -22,7 +23,8 @@ def mma_space(
 ) -> Space:
     """Of the strategies `mma`, `direct` (plain float32 arithmetic) and `library`, of `presets` presets."""
     tensor = tuple(scheme for scheme in schemes if SCHEMES[scheme].term)
-    plain = ("direct",) if "simt" in schemes else ()
+    plain = ["direct"] if "simt" in schemes else []
+    plain += [linear_thin.THIN] if schemes and linear_thin.is_thin(workload) else []
     axes: dict[str, tuple[ConfigValue, ...]] = {
         "strategy": (*(("mma",) if tensor else ()), *plain, *(("library",) if presets else ())),
         "scheme": schemes or ("none",),
@@ -73,8 +75,9 @@ def mma_space(
         return Tiles.of(config, program, workload).smem_bytes <= target.smem_bytes
 
     return Space(
-        axes=axes,
+        axes=axes | linear_thin.axes(workload),
         rules=(
+            *linear_thin.rules(workload, axes),
             Rule(("strategy", "scheme"), agrees),
             Rule(("strategy", "scheme", "promote"), promotes),
             Rule(("strategy", "library"), lambda c: c["strategy"] == "library" or c["library"] == 0),
@@ -146,4 +149,5 @@ def mma_guesses(
         for number in range(len(space.axes["library"]))
         if "library" in space.axes["strategy"]
     ]
-    return [*list(found.values())[:6], *library[:2]] if found else library
+    thin = [wish for wish in linear_thin.guesses(plain, workload) if space.allows(wish)]
+    return [*thin, *list(found.values())[:6], *library[:2]] if found else library

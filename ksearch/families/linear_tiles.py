@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ksearch.families.linear_thin import THIN
+from ksearch.launch import TensorMap
 from ksearch.operators.program import Program
 from ksearch.operators.stages import Stage
-from ksearch.types import Config, TensorMap, Workload
+from ksearch.types import Config, Workload
 
 _BOX_COLS_W = 16
 """Columns of the weight's tiles where it is split in registers: of 64 bytes, so that the reads of a warp, 16
@@ -98,6 +100,8 @@ class Tiles:
             shares = int(config["warps_m"])
             teams, span = shares * int(config["warps_n"]), tile_m // shares
             staged_rows, line = 8, 64 * int(config["steps"])
+        elif config["strategy"] == THIN:
+            tile_m, tile_n = int(config["features"]) * int(config["warps"]), workload.rows
         elif scheme.term:
             teams, stages = int(config["consumers"]), int(config["stages"])
             sharing = 1 if is_pingpong(config) else teams

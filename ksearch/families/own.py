@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ksearch.errors import KsearchError, UsageError, UserFileError
 from ksearch.families.base import Space
+from ksearch.launch import Launch
 from ksearch.operators.program import Program
 from ksearch.operators.user_file import describe
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 if TYPE_CHECKING:
     from ksearch.operators import TemplateOp

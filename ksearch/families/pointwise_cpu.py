@@ -11,8 +11,9 @@ from typing import Any
 
 from ksearch.families import cpu
 from ksearch.families.base import Space, nearest
+from ksearch.launch import Launch
 from ksearch.operators.program import Program, Role
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _BLOCKS = (4096, 16384, 65536)
 """Elements of a task."""

@@ -10,8 +10,9 @@ from typing import Any
 from ksearch.families import cuda
 from ksearch.families.base import Space
 from ksearch.families.channels import channel_variables
+from ksearch.launch import ANY_ROWS, Launch
 from ksearch.operators.program import Program
-from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 SPARE_REGISTERS = 32
 """Registers beside the vectors in flight (tests/families/test_cuda_compile.py)."""

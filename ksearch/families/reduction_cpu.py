@@ -6,9 +6,10 @@ from typing import Any
 
 from ksearch.families import cpu
 from ksearch.families.base import Space, nearest
+from ksearch.launch import Launch
 from ksearch.operators.program import Program
 from ksearch.operators.stages import Kind
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _PART = 32768
 """Columns of a part in the template; a row of one part cannot be split."""

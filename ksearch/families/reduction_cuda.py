@@ -6,26 +6,28 @@ that each asks for at once, blocks of a multiprocessor; and for few rows, in how
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
-from ksearch.families import cuda
+from ksearch.families import cuda, reduction_guesses
 from ksearch.families.base import Rule, Space
-from ksearch.families.reduction_limits import items, plain_inputs, registers
+from ksearch.families.reduction_limits import (
+    CLUSTERS,
+    PART_BYTES,
+    is_whole,
+    items,
+    parts_of,
+    plain_inputs,
+    registers,
+)
 from ksearch.families.rowwise_cuda import means_of, schedule_of, width_of
+from ksearch.launch import ANY_ROWS, Launch
 from ksearch.operators.program import Program, Role
 from ksearch.operators.stages import Reduction, Schedule, Stage
-from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _MOST_ELEMENTS = 1 << 30
 """Of a part of a row: its elements are counted in 32 bits, and beyond its end, too."""
-
-_CLUSTERS = (2, 4, 8, 16)
-"""Parts of a row that may be a cluster; 16 blocks are not portable, and must be asked for."""
-
-_PART_BYTES = 4096
-"""A block with less than that is done before it knows its next."""
 
 _IN_TURN = 16
 """Parts for each block that runs at once: a block goes on with the next part when it is done with one. With
@@ -34,6 +36,16 @@ one each a sum of 100 million floats was at 0.885 of a copy's speed, because blo
 _SLOTS = 10 * _IN_TURN
 """Results of parts that each block has room for: enough on a device with a tenth of the multiprocessors, too,
 such as a slice of the same GPU."""
+
+_ORDERLESS = ("max", "min", "argmax", "argmin")
+"""Kinds that are the same bits in whatever order values are joined."""
+
+_MOST_EXACT = 32
+"""Rows of a block that each have exact totals in shared memory."""
+
+_COUNTERS, _COUNTERS_AT, _APART_BYTES = 8, 256, 1024
+"""What rows are drawn from: how many there are, where in the workspace, and how far from one another. Exact
+totals, of 80 bytes each, begin 128 bytes behind each of them."""
 
 
 class ReductionCuda:
@@ -44,6 +56,7 @@ class ReductionCuda:
         cols, itemsize, units, all_rows = workload.cols, workload.itemsize, target.units, workload.rows
         has_stages = len(program.schedule(program.online_kinds).stages) > 1
         has_clusters = cuda.compute_capability(target.arch) >= cuda.CLUSTER_ARCH
+        draws = is_whole(program, workload) or program.is_total
 
         def is_block(config: Config) -> bool:
             threads, rows = int(config["threads"]), int(config["rows"])
@@ -53,7 +66,7 @@ class ReductionCuda:
             parts = int(config["parts"])
             if parts == 1:
                 return cols < _MOST_ELEMENTS
-            fits = cols * itemsize >= _PART_BYTES * parts and -(-cols // parts) < _MOST_ELEMENTS
+            fits = cols * itemsize >= PART_BYTES * parts and -(-cols // parts) < _MOST_ELEMENTS
             return fits and config["rows"] == 1 and int(config["threads"]) >= 64
 
         def is_filled(config: Config) -> bool:
@@ -66,11 +79,17 @@ class ReductionCuda:
             block, min_blocks = int(config["threads"]) * int(config["rows"]), int(config["min_blocks"])
             parts = int(config["parts"])
             has_slots = not _is_apart(config) or all_rows * parts <= _IN_TURN * min_blocks * units
+            has_slots = has_slots or config["grid"] == "drawn"
             return block * min_blocks <= cuda.THREADS_PER_SM and has_slots
 
         def is_gridded(config: Config) -> bool:
             if config["grid"] == "cluster":
-                return has_clusters and config["parts"] in _CLUSTERS and not program.is_total
+                return has_clusters and config["parts"] in CLUSTERS and not program.is_total
+            if config["grid"] == "drawn":  # for more turns than the two that are known from the start
+                count = all_rows if config["parts"] == 1 else int(config["parts"])
+                is_drawn = program.is_total == (config["parts"] == 1) and units >= _COUNTERS
+                is_drawn = is_drawn and int(config["rows"]) <= _MOST_EXACT
+                return is_drawn and count >= 2 * int(config["rows"]) * units
             if config["parts"] != 1 or program.is_total:  # memory that stays is that of a persistent grid
                 return config["grid"] == "persistent"
             return config["grid"] == "one_shot" or all_rows > int(config["rows"]) * units
@@ -88,7 +107,7 @@ class ReductionCuda:
                 "vec": cuda.vectors(cols, itemsize),
                 "unroll": (1, 2, 4, 8, 16),
                 "min_blocks": (1, 2, 4, 8, 16),
-                "grid": ("one_shot", "persistent", "cluster"),
+                "grid": ("one_shot", "persistent", "cluster", *(("drawn",) if draws else ())),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
             },
             rules=(
@@ -101,56 +120,13 @@ class ReductionCuda:
                     ("parts", "reduction"),
                     lambda config: config["parts"] == 1 or not _has_two(config, program),
                 ),
-                Rule((*shape, "vec", "unroll", "min_blocks", "reduction"), has_registers),
+                Rule((*shape, "vec", "unroll", "min_blocks", "grid", "reduction"), has_registers),
             ),
             free={"load": cuda.LOADS, "math": cuda.math_axis(program)},
         )
 
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
-        """What led at such sizes on an H200: 64 to 128 bytes on their way for each thread."""
-        cols, itemsize, units = workload.cols, workload.itemsize, target.units
-        vec = 16 // itemsize
-        base: dict[str, ConfigValue] = {
-            "rows": 1, "parts": 1, "vec": vec, "unroll": 4, "min_blocks": 1, "load": "nc",
-            "grid": "persistent" if program.is_total else "one_shot", "math": cuda.math_axis(program)[0],
-            "reduction": "online" if program.online_kinds else "two_step",
-        }  # fmt: skip
-        per_row = max(1, -(-cols // vec))
-        has_stages = len(program.schedule(program.online_kinds).stages) > 1
-        if workload.rows < 2 * units and per_row > 2048 and not has_stages:  # too few to fill the device with
-            most = min(32 * units // workload.rows, cols * itemsize // (4 * _PART_BYTES))
-            counts_of = parts_of(workload.rows, units)
-            counts = [n for n in counts_of if 1 < n <= most][-3:]
-            whole: dict[str, ConfigValue] = {**base, "threads": 256, "grid": "persistent", "min_blocks": 2}
-            found = [{**whole, "parts": n, "unroll": unroll} for n in reversed(counts) for unroll in (4, 8)]
-            wide: dict[str, ConfigValue] = {**whole, "threads": 512, "unroll": 8, "min_blocks": 1}
-            found = [{**wide, "parts": n} for n in (4 * units, 2 * units) if n in counts_of] + found
-            has_clusters = cuda.compute_capability(target.arch) >= cuda.CLUSTER_ARCH
-            if has_clusters and not program.is_total and per_row <= _CLUSTERS[-1] * 8192:
-                # Short work, of which a way to global memory and back is much: 8x131072 float32.
-                near = {**base, "threads": 512, "parts": 8, "grid": "cluster", "unroll": 8}
-                found = [near, {**near, "threads": 256, "parts": 16}, *found]
-            return found or [base]
-        if per_row <= 128:  # several rows a block
-            threads = min(32, 2 ** round(math.log2(max(1, per_row / 4))))
-            short = {**base, "threads": threads, "rows": max(1, 128 // threads)}
-            short["unroll"] = max(1, min(4, per_row // threads))
-            return [
-                short,
-                {**short, "threads": min(32, 2 * threads)},
-                {**short, "grid": "persistent", "unroll": 2},
-            ]
-        threads = min(512, max(32, 2 ** round(math.log2(per_row / 8))))
-        # Rows of halves are short for what their ends cost: a warp or two each, and much on its way.
-        warps = {**base, "threads": 32, "rows": 4, "unroll": 16}
-        few = [{**warps, "threads": 64, "unroll": 8}, {**warps, "unroll": 8, "min_blocks": 2}, warps]
-        return [
-            *(few if itemsize == 2 and per_row <= 2048 else []),
-            {**base, "threads": threads, "unroll": 8},
-            {**base, "threads": min(1024, 2 * threads)},
-            {**base, "threads": max(32, threads // 2), "unroll": 8},
-            {**base, "threads": threads, "unroll": 8, "grid": "persistent", "load": "default"},
-        ]
+        return reduction_guesses.guesses(program, workload, target)
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
         parts, rows, is_apart = int(config["parts"]), int(config["rows"]), _is_apart(config)
@@ -161,7 +137,7 @@ class ReductionCuda:
             work_per_block=rows,
             cluster=1 if is_apart else parts,
             block=int(config["threads"]) * rows,
-            persistent=config["grid"] == "persistent",
+            persistent=config["grid"] in ("persistent", "drawn"),
             workspace_bytes=workspace_bytes(config, program),
             alignment=int(config["vec"]) * workload.itemsize,
             most_rows=most_rows if workload.over else 1,
@@ -189,20 +165,18 @@ class ReductionCuda:
             "means_of": means_of,
             "word_of": word_of,
             "early_picks": has_early_picks(schedule),
+            "kept": all(str(each.kind) in _ORDERLESS for each in schedule.stages[0].reductions),
             "plain": plain,
             "plain_directions": directions,
             "staged": int(config["rows"]) >= 8 and not all(schedule.places),
             "slot_bytes": _slot_bytes(config, program),
             "slots": _SLOTS,
             "totals_at": _totals_at(config, program),
+            "counters": _COUNTERS,
+            "counters_at": _COUNTERS_AT,
+            "apart_bytes": _APART_BYTES,
             "batch": workload.shape[0],
         }
-
-
-def parts_of(rows: int, units: int) -> tuple[int, ...]:
-    """Parts of a row: powers of two, and so many that each unit has a whole number of them."""
-    counts = {units * each // rows for each in (1, 2, 4, 8, 16, 32, 64)} | {2, 4, 8, 16, 32, 64}
-    return (1, *sorted(n for n in counts if 1 < n <= 64 * units // rows))
 
 
 def words_of(stage: Stage) -> int:
@@ -234,11 +208,14 @@ def _totals_at(config: Config, program: Program) -> int:
     if not _is_apart(config):
         return 16
     words = words_of(schedule_of(config, program).stages[0])
-    return 16 + -(-4 * words // 16) * 16
+    word_bytes = 8 if config["grid"] == "drawn" else 4  # with a tag each, perhaps
+    return 16 + -(-word_bytes * words // 16) * 16
 
 
 def _slot_bytes(config: Config, program: Program) -> int:
     totals = sum(node.op == "fold_sum" for node in program.nodes)
+    if totals and config["grid"] == "drawn":  # for as many blocks as counters
+        return -(-(_COUNTERS_AT + _COUNTERS * _APART_BYTES) // (16 * _COUNTERS)) * 16
     return _totals_at(config, program) + -(-8 * totals // 16) * 16
 
 

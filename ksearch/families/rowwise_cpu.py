@@ -10,9 +10,10 @@ from typing import Any
 
 from ksearch.families import cpu, kept
 from ksearch.families.base import Space, nearest
+from ksearch.launch import Launch
 from ksearch.operators.program import Program
 from ksearch.operators.stages import Kind
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _KEEP_BYTES = 256 * 1024
 """The buffer lives on each thread's stack and must stay in its level 2 cache."""

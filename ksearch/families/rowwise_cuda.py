@@ -16,17 +16,19 @@ from ksearch.families.rowwise_limits import Limits
 from ksearch.families.rowwise_sizes import (
     CLUSTERS,
     MOST,
+    Places,
     ahead_items,
     buffer_bytes,
     buffers,
     is_bulk,
     items,
-    kept_items,
+    places,
     weight_bytes,
 )
+from ksearch.launch import ANY_ROWS, Launch
 from ksearch.operators.program import Program, Role
 from ksearch.operators.stages import Kind, Schedule, Stage
-from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 
 class RowwiseCuda:
@@ -52,6 +54,14 @@ class RowwiseCuda:
         limits = Limits(
             *(workload, target, capability, reads, vectors_of_rows, stored, words),
             channels=channels > 0,
+            stages={way: len(schedule_of({"reduction": way}, program).stages) for way in words},
+            per_row=is_per_row,
+            reduces_rows=any(
+                item.name in stage.inputs
+                for stage in program.schedule().stages
+                for item in program.inputs
+                if item.role is Role.ROW
+            ),
             window=window(program),
         )
         has_late = reads > len(cached_inputs(program))
@@ -74,7 +84,7 @@ class RowwiseCuda:
                 "prefetch": (0, 1, 2) if bulk else (0,),
                 "min_blocks": (1, 2, 3, 4),
                 "unroll": (1, 2, 4, 8),
-                "order": ("static", "ticket", "paced") if bulk else ("static",),
+                "order": ("static", "ticket", "paced", "lagged") if bulk else ("static",),
                 "weights": weight_places(weights > 0, bulk),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
                 "keep": (False, True) if has_kept or (itemsize == 2 and is_read_again) else (False,),
@@ -99,7 +109,8 @@ class RowwiseCuda:
             smem_bytes += weights * weight_bytes(config, workload.cols, workload.itemsize)
         if config["weights"] in MOST:
             kept_bytes = int(config["threads"]) * int(config["vec"]) * workload.itemsize
-            smem_bytes += weights * kept_bytes * most_items(config, program, workload, target)
+            places = weights_of(config, program, workload, target)
+            smem_bytes += weights * kept_bytes * (places.shared + places.ring)
         return Launch(
             work_per_row=1,
             work_per_block=int(config["rows"]),
@@ -118,6 +129,7 @@ class RowwiseCuda:
     ) -> dict[str, Any]:
         schedule = schedule_of(config, program)
         found = kept.find(schedule, Kind.SUM_EXP) if config["keep"] else None
+        found_places = weights_of(config, program, workload, target)
         return {
             **cuda.common_variables(program),
             "schedule": schedule,
@@ -127,7 +139,10 @@ class RowwiseCuda:
             "kept": found,
             "output_inputs": found.inputs if found else schedule.output_inputs,
             "cached": cached_inputs(program),
-            "kept_items": most_items(config, program, workload, target) if config["weights"] in MOST else 0,
+            "kept_items": found_places.shared,
+            "register_items": found_places.registers,
+            "ring_items": found_places.ring,
+            "far_items": found_places.far,
             "ahead_items": ahead_items(config, workload.cols),
             "launder": must_launder(config, program, workload),
             "per_row": all(program.per_row),
@@ -143,12 +158,14 @@ def weight_places(has_weights: bool, bulk: bool) -> tuple[ConfigValue, ...]:
     return ("global", "registers", "shared", *MOST) if bulk else ("global", "registers")
 
 
-def most_items(config: Config, program: Program, workload: Workload, target: Target) -> int:
-    """Items whose row vectors stay in shared memory where as many do as fit."""
+def weights_of(config: Config, program: Program, workload: Workload, target: Target) -> Places:
+    """Where row vectors are, item by item, if as many as fit stay on the chip for all rows."""
+    if config["weights"] not in MOST:
+        return Places(0, 0, 0, 0)
     reads = sum(1 for i in program.inputs if i.role is Role.FULL)
     weights = sum(1 for i in program.inputs if i.role is Role.ROW)
     words = partial_words(config, program)
-    return kept_items(config, workload.cols, workload.itemsize, reads, weights, words, target.smem_bytes)
+    return places(config, workload.cols, workload.itemsize, reads, weights, words, target.smem_bytes)
 
 
 def schedule_of(config: Config, program: Program) -> Schedule:
@@ -176,7 +193,8 @@ def workspace_bytes(config: Config, program: Program) -> int:
         return 16
     if config["split"] == 1:
         return 0
-    return 16 + 16 * partial_words(config, program)
+    sets = 4 if config["order"] == "lagged" else 2
+    return 16 + 8 * sets * partial_words(config, program)
 
 
 def window(program: Program) -> int:

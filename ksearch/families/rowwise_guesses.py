@@ -54,7 +54,13 @@ def guesses(program: Program, workload: Workload, target: Target) -> list[dict[s
         whole: dict[str, ConfigValue] = {**base, "threads": 512, "split": shares[0], "store": "cs"}
         kept: dict[str, ConfigValue] = {"weights": "most", "load": "cs"} if has_weights else {"keep": True}
         ahead = {**whole, "prefetch": 1, "weights": "favored" if has_weights else "global"}
-        ways = [{**whole, **kept}, {**ahead, "reduction": "two_step"}, {**ahead, "order": "paced"}]
+        late = {**whole, "prefetch": 1, "order": "lagged", "weights": "most" if has_weights else "global"}
+        late |= {} if has_weights else {"store": "default"}
+        if has_weights or workload.rows <= target.units:  # else two teams, whose waits lie across each other
+            late["split"] = target.units
+        sizes = ((256, 4), (256, 8), (512, 2)) if has_weights else ((256, 8), (512, 2))
+        ways = [{**late, "threads": threads, "unroll": unroll} for threads, unroll in sizes]
+        ways += [{**whole, **kept}, {**ahead, "reduction": "two_step"}, {**ahead, "order": "paced"}]
         return [*ways, {**ahead, "order": "paced", "reduction": "two_step"}, *clusters]
     if workload.rows * 4 <= target.units:  # too few rows to fill the device with, or to fetch ahead
         alone = {**base, "threads": 512, "split": 2 * target.units, "min_blocks": 2, "storage": "global"}

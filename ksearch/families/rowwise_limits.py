@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ksearch.families.base import Rule
 from ksearch.families.cuda import THREADS_PER_SM, register_cap
 from ksearch.families.rowwise_registers import registers
 from ksearch.families.rowwise_sizes import (
     MOST,
+    RING_REGISTERS,
+    Places,
     buffer_bytes,
     buffers,
     is_bulk,
     items,
-    kept_items,
+    lag_registers,
     own_bytes,
+    places,
     team,
     weight_bytes,
 )
@@ -38,6 +41,12 @@ class Limits:
     """Of a warp's partial results, by reduction."""
     channels: bool = False
     """Whether there are values of channels."""
+    stages: dict[str, int] = field(default_factory=dict)
+    """Reductions one after the other, by reduction."""
+    per_row: bool = False
+    """Whether all results are one value a row."""
+    reduces_rows: bool = False
+    """Whether a reduction reads ROW inputs."""
     window: int = 0
     """ROW inputs that an online reduction reads, and so holds beside the row: 84 bytes spilled (logsumexp of
     a sum with a bias, 16 vectors a thread)."""
@@ -51,11 +60,12 @@ class Limits:
             Rule((*shape, "vec"), self._is_filled),
             Rule(kept, self._is_stored),
             Rule((*kept, "min_blocks"), self._has_room),
-            Rule((*kept, "unroll"), self._loops),
+            Rule((*kept, "unroll", "order"), self._loops),
             Rule(("threads", "prefetch", "split", "order"), self._is_ordered),
+            Rule(("split", "reduction", "keep", "weights", "order"), self._can_lag),
             Rule(("prefetch", "storage", "split", "vec", "weights"), self._can_hold_weights),
             Rule(("storage", "reduction", "keep"), self._can_keep),
-            Rule((*kept, "min_blocks", "weights", "reduction"), self._has_shared_memory),
+            Rule((*kept, "min_blocks", "weights", "reduction", "order", "unroll"), self._has_shared_memory),
             Rule(
                 (*kept, "min_blocks", "weights", "reduction", "unroll", "keep", "order", "math"),
                 self._has_registers,
@@ -100,7 +110,8 @@ class Limits:
     def _loops(self, config: Config) -> bool:
         unroll = int(config["unroll"])
         return unroll == 1 or (
-            config["storage"] != "registers" and unroll <= items(config, self.workload.cols)
+            (config["storage"] != "registers" or config["order"] == "lagged")
+            and unroll <= items(config, self.workload.cols)
         )
 
     def _is_ordered(self, config: Config) -> bool:
@@ -110,7 +121,17 @@ class Limits:
         if config["order"] == "paced":  # by a warp that does not itself ask for what other blocks have found
             asking = -(-int(config["split"]) // 32)
             return config["prefetch"] == 1 and config["split"] != 1 and int(config["threads"]) > 32 * asking
+        if config["order"] == "lagged":
+            return config["prefetch"] == 1 and config["split"] != 1
         return config["prefetch"] != 0 and config["split"] == 1 and self.workload.rows < 2**31
+
+    def _can_lag(self, config: Config) -> bool:
+        """A row stored a turn late has time for one exchange, and its elements wait as they came."""
+        if config["order"] != "lagged":
+            return True
+        is_one = self.stages.get(str(config["reduction"])) == 1 and not self.per_row
+        has_place = config["weights"] == "global" or (config["weights"] == "most" and not self.reduces_rows)
+        return is_one and not config["keep"] and has_place
 
     def _can_hold_weights(self, config: Config) -> bool:
         """From before the row is reduced: in whole vectors, and beside a row that waits on the chip."""
@@ -141,17 +162,22 @@ class Limits:
         cols, itemsize = self.workload.cols, self.workload.itemsize
         words = self.words[str(config["reduction"])]
         if config["weights"] in MOST:
-            sizes = (cols, itemsize, self.reads, self.weights, words, self.target.smem_bytes)
-            if config["weights"] == "favored" and kept_items({**config, "weights": "most"}, *sizes) == items(
+            found = self._places(config)
+            if config["weights"] == "favored" and self._places({**config, "weights": "most"}).shared == items(
                 config, cols
             ):
                 return False  # nothing is left to favor
-            return kept_items(config, *sizes) > 0
+            return found.shared > 0 and (found.far == 0 or found.ring > 0)
         needed = self.reads * buffer_bytes(config, cols, itemsize) * buffers(config)
         if config["weights"] == "shared":
             needed += self.weights * weight_bytes(config, cols, itemsize)
         needed += own_bytes(config, words)
         return needed * int(config["min_blocks"]) <= self.target.smem_bytes + 1024
+
+    def _places(self, config: Config) -> Places:
+        words = self.words[str(config["reduction"])]
+        workload, smem_bytes = self.workload, self.target.smem_bytes
+        return places(config, workload.cols, workload.itemsize, self.reads, self.weights, words, smem_bytes)
 
     def _has_registers(self, config: Config) -> bool:
         cap = register_cap(int(config["threads"]) * int(config["rows"]), int(config["min_blocks"]))
@@ -159,6 +185,16 @@ class Limits:
         workload = self.workload
         reads = self.reads + (self.window if config["reduction"] == "online" else 0)
         needed = registers(config, workload.cols, workload.itemsize, reads, self.weights, self.capability)
+        if config["order"] == "lagged" and config["weights"] == "most":
+            words = int(config["vec"]) * workload.itemsize // 4
+            found = self._places(config)
+            if found.far and int(config["unroll"]) > 4:
+                return False  # 60 bytes beside 128 words of a row, with 127 registers to spare
+            needed += found.registers * words * self.weights
+            if found.registers or found.far:
+                row = items(config, workload.cols) * words * self.reads
+                beside = max(lag_registers(config, words), RING_REGISTERS if found.far else 0)
+                needed = max(needed, row + found.registers * words * self.weights + beside)
         apart = 24 if workload.segment else 0  # an address each: 32 bytes spilled without
         if self.window and int(config["split"]) > 1:
             apart += 48  # the reduction reads row vectors too: 68 bytes with 11, 40 with 31

@@ -13,6 +13,9 @@ SPARE_REGISTERS = 32
 `registers` has the exceptions. Compiled over every region of the space, no config that keeps to
 this spills (tests/families/test_cuda_compile.py)."""
 
+LAG_REGISTERS = 28
+"""The same where rows are stored a turn late; see `registers`."""
+
 
 def registers(config: Config, cols: int, itemsize: int, reads: int, weights: int, capability: int) -> float:
     """How many a thread may need, infinite where no number was enough: a kernel that spills is slow.
@@ -21,6 +24,24 @@ def registers(config: Config, cols: int, itemsize: int, reads: int, weights: int
     """
     vec, has_weights = int(config["vec"]), weights > 0
     is_narrow = vec * itemsize < 16
+    if config["order"] == "lagged":  # and the vectors of the next row that are summed up together
+        words = max(1, vec * itemsize // 4) * reads
+        row, spare = items(config, cols) * words, LAG_REGISTERS
+        if config["reduction"] == "online":  # 4 to 208 bytes with 28
+            spare += 8
+            if row > 144:  # a layer norm's: 12 to 52 bytes with 40
+                return math.inf
+            if has_weights and itemsize == 4:  # 24 bytes with 68 and 80 words
+                spare += 24
+        if config["weights"] == "most" and (int(config["min_blocks"]) > 1 or int(config["unroll"]) > 4):
+            return math.inf  # fewer fit in shared memory, more are under way: 20 to 36 bytes
+        if has_weights and itemsize < 4:  # 72 bytes with 60 and 64 words, 48 with 72 and 96
+            spare += 40 if row <= 64 else 72
+        elif has_weights and config["weights"] == "global":  # 40 bytes with 28 and 128 words
+            spare += 16
+        elif itemsize < 4:  # 4 bytes with 36
+            spare += 8
+        return row + int(config["unroll"]) * words + spare
     if config["storage"] != "registers":  # the floats of an unrolled round
         unroll = int(config["unroll"])
         spare = SPARE_REGISTERS + (8 if cols % vec else 0)  # masked ends: 16 bytes with 32

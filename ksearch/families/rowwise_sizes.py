@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from ksearch.families.cuda import register_cap
 from ksearch.types import Config
 
 CLUSTERS = (1, 2, 4, 6, 8, 12, 16)
@@ -9,6 +12,13 @@ CLUSTERS = (1, 2, 4, 6, 8, 12, 16)
 
 MOST = ("most", "favored")
 """Where as many row vectors as fit stay in shared memory for all rows."""
+
+RING_REGISTERS = 62
+"""Of a thread, beside its part of a row, where row vectors come again for every row: 16 bytes spilled
+with 60, 88 with 48."""
+
+RING_BYTES = 32768
+"""On their way to a block at any time."""
 
 
 def items(config: Config, cols: int) -> int:
@@ -41,14 +51,50 @@ def ahead_items(config: Config, cols: int) -> int:
     return -(-count // 2) if config["weights"] == "favored" else count
 
 
-def kept_items(
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the row vectors are, by items of a row, if as many as fit stay on the chip for all rows."""
+
+    registers: int
+    shared: int
+    ring: int
+    """Slots in shared memory, of those that come again for every row."""
+    far: int
+    """How many do, by way of the ring; without it any others are read where they are needed."""
+
+
+def places(
     config: Config, cols: int, itemsize: int, reads: int, weights: int, words: int, smem_bytes: int
-) -> int:
-    """Items of which all row vectors fit in shared memory beside what is fetched ahead; see MOST."""
+) -> Places:
+    """Those that fit beside what is fetched ahead; see MOST."""
     room = (smem_bytes + 1024) // int(config["min_blocks"]) - own_bytes(config, words)
     room -= reads * buffer_bytes(config, cols, itemsize) * buffers(config)
-    item_bytes = int(config["threads"]) * int(config["vec"]) * itemsize * weights
-    return max(0, min(items(config, cols), room // item_bytes))
+    count, item_bytes = items(config, cols), int(config["threads"]) * int(config["vec"]) * itemsize * weights
+    fit = max(0, min(count, room // item_bytes))
+    if config["order"] != "lagged":
+        return Places(0, fit, 0, 0)
+    words_each = max(1, int(config["vec"]) * itemsize // 4)
+    spare = register_cap(int(config["threads"]), int(config["min_blocks"])) - count * words_each * reads
+    beside = lag_registers(config, words_each)
+    held = max(0, spare - beside) // (words_each * weights)
+    if fit > 0 and held + fit >= count:
+        return Places(count - fit, fit, 0, 0)
+    held = max(0, spare - max(beside, RING_REGISTERS)) // (words_each * weights)
+    missing = count - held - fit
+    if missing <= 0 or fit == 0:
+        return Places(0, 0, 0, count)
+    ring = min(fit, max(2, min(missing, RING_BYTES // item_bytes)))
+    far = -(-(count - held - fit + ring) // ring) * ring  # an item keeps its slot of the ring from row to row
+    if far > count:
+        return Places(0, 0, 0, count)
+    shared = min(fit - ring, count - far)
+    return Places(count - far - shared, shared, ring, far)
+
+
+def lag_registers(config: Config, words: int) -> int:
+    """Beside a thread's part of a row that is stored a turn late; `words` are of a vector."""
+    unroll, is_online = int(config["unroll"]), config["reduction"] == "online"
+    return 38 + 8 * is_online + words * unroll + 24 * (is_online and unroll == 8)  # 16 bytes without the 24
 
 
 def own_bytes(config: Config, words: int) -> int:

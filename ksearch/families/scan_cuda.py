@@ -11,8 +11,9 @@ from typing import Any
 
 from ksearch.families import cuda
 from ksearch.families.base import Rule, Space, nearest
+from ksearch.launch import ANY_ROWS, Launch
 from ksearch.operators.program import SCANNED, Program, Role
-from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 SPARE_REGISTERS = 32
 """Registers beside the vectors in flight and what they come to (tests/families/test_scan.py)."""

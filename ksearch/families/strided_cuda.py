@@ -13,9 +13,10 @@ from ksearch.families import cuda
 from ksearch.families.base import Rule, Space, nearest
 from ksearch.families.reduction_cuda import word_of, words_of
 from ksearch.families.rowwise_cuda import cached_inputs, means_of, schedule_of
-from ksearch.families.strided_limits import Limits, items, wide
+from ksearch.families.strided_limits import HALVED, Limits, held_items, items, waiting_bytes, wide
+from ksearch.launch import ANY_ROWS, Launch
 from ksearch.operators.program import Program
-from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _COUNTERS = 80
 """Of parts that are done, which each block has room for: ten times as many as there can be for each, as on a
@@ -35,7 +36,7 @@ class StridedCuda:
                 **block_axes(workload),
                 "cluster": (1, 2, 4, 8, 16) if is_sm_90 and not limits.is_read_once else (1,),
                 "parts": tuple(1 << n for n in range(13)) if limits.is_read_once else (1,),
-                "storage": ("registers", "global"),
+                "storage": ("registers", *(() if limits.is_read_once else HALVED), "global"),
                 "unroll": (1, 2, 4, 8, 16),
                 "min_blocks": (1, 2, 3, 4, 6, 8),
                 "reduction": ("online", "two_step") if program.online_kinds else ("two_step",),
@@ -61,9 +62,12 @@ class StridedCuda:
     def guesses(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
         """Some 32 registers of columns a thread, lines of 128 bytes to 2 KB; in two steps, as there is hardly
         anything to wait for between them."""
-        return nearest(self.space(program, workload, target), *self._wishes(program, workload, target))
+        space = self.space(program, workload, target)
+        return nearest(space, *self._wishes(space, program, workload, target))
 
-    def _wishes(self, program: Program, workload: Workload, target: Target) -> list[dict[str, ConfigValue]]:
+    def _wishes(
+        self, space: Space, program: Program, workload: Workload, target: Target
+    ) -> list[dict[str, ConfigValue]]:
         vec = next(v for v in cuda.vectors(workload.stride, workload.itemsize) if workload.stride % v == 0)
         words = max(1, vec * workload.itemsize // 4)
         base: dict[str, ConfigValue] = {
@@ -79,6 +83,7 @@ class StridedCuda:
             loop = {**base, "down": min(8, most), "storage": "global", "unroll": 8}
             return [
                 *_parts_wishes(base, limits, program, workload, target),
+                *_waiting_wishes(base, space, workload),
                 *_cluster_wishes(base, limits, workload, target),
                 loop,
                 {**loop, "down": min(16, most), "unroll": 4},
@@ -91,19 +96,22 @@ class StridedCuda:
             {**base, "down": down, "across": across[0], "min_blocks": 1},
             {**base, "down": min(2 * down, downs[-1]), "across": across[min(1, len(across) - 1)]},
             {**base, "down": down, "across": across[min(1, len(across) - 1)], "vec": max(1, vec // 2)},
+            *_waiting_wishes(base, space, workload)[:1],
             {**base, "down": down, "across": across[0], "storage": "global", "unroll": 8},
         ]
 
     def launch(self, config: Config, program: Program, workload: Workload, target: Target) -> Launch:
         limits, parts = Limits(program, workload, target), int(config["parts"])
+        is_refilled = config["storage"] == "refilled"
         # Each block of rows side by side is cut into as many, and each of these into parts.
         return Launch(
             work_per_row=-(-workload.stride // wide(config)) * parts,
             work_per_block=workload.stride,
             block=int(config["across"]) * int(config["down"]),
             cluster=int(config["cluster"]),
-            persistent=parts > 1,
-            workspace_bytes=16 + 4 * _COUNTERS if parts > 1 else 0,
+            persistent=parts > 1 or is_refilled,
+            smem_bytes=waiting_bytes(config, workload, len(cached_inputs(program))),
+            workspace_bytes=16 + 4 * _COUNTERS if parts > 1 else 16 if is_refilled else 0,
             scratch_bytes=-(-limits.found_bytes(config) // 256) * 256 if parts > 1 else 0,
             alignment=int(config["vec"]) * workload.itemsize,
             most_rows=ANY_ROWS if parts == 1 else workload.rows,
@@ -124,6 +132,7 @@ class StridedCuda:
             "means_of": means_of,
             "word_of": word_of,
             "cached": cached_inputs(program),
+            "held": held_items(config, workload),
             "launder": must_launder(config, program, workload),
             "per_row": all(program.per_row),
         }
@@ -149,12 +158,35 @@ def _parts_wishes(
     return found if online else [{**wish, "unroll": 4, "min_blocks": 2} for wish in found[:1]] + found
 
 
+def _waiting_wishes(base: Config, space: Space, workload: Workload) -> list[dict[str, ConfigValue]]:
+    """Blocks of 256 threads that fill a multiprocessor by twos to fours, with lines of 256 bytes: a copy in
+    this order takes 531 us at 16x4096x4096 float32, with lines of 128 bytes 576, and copy_ 507. Halves are
+    bound by what is computed, too: four blocks that start and end apart took 300 us, and three that are
+    filled again 325."""
+    vec = int(base["vec"])
+    half = max(1, vec // 2)
+    shapes = [("refilled", vec, 128, 2, 256), ("refilled", half, 64, 3, 256)]
+    if workload.itemsize == 2:
+        shapes = [("both", half, 64, 4, 128), ("refilled", half, 64, 3, 128), shapes[0]]
+    found: list[dict[str, ConfigValue]] = []
+    for storage, width, words, blocks, line in shapes:  # words of a thread, bytes of a line
+        bytes_each = width * workload.itemsize
+        across = line // bytes_each
+        items = words // max(1, bytes_each // 4)
+        wish = {
+            **base, "across": across, "down": 256 // across, "vec": width, "storage": storage,
+            "cluster": max(1, workload.cols * across // (256 * items)), "min_blocks": blocks,
+        }  # fmt: skip
+        found += [wish] if space.allows(wish) else []
+    return found
+
+
 def _cluster_wishes(
     base: Config, limits: Limits, workload: Workload, target: Target
 ) -> list[dict[str, ConfigValue]]:
-    """Where a block's registers are too few for its rows, what led at 4096 columns on an H200 (607 us, where
-    columns that are read twice took 796, in float32): lines of 128 bytes, all columns in registers. And in a
-    loop, where rows side by side are too few for the device."""
+    """Where a block's registers are too few for its rows, what led at 4096 columns on an H200 of those that
+    hold all of them there (607 us, where columns that are read twice took 796, in float32): lines of 128
+    bytes. And in a loop, where rows side by side are too few for the device."""
     if limits.is_read_once or cuda.compute_capability(target.arch) < cuda.CLUSTER_ARCH:
         return []
     word = min(int(base["vec"]), 4 // workload.itemsize)
@@ -176,8 +208,8 @@ def _cluster_wishes(
 
 def must_launder(config: Config, program: Program, workload: Workload) -> bool:
     """Whether passes must not share what they compute of an element (see `ks::launder`)."""
-    words = items(config, workload) * max(1, int(config["vec"]) * workload.itemsize // 4)
-    is_held = config["storage"] == "registers" and words * len(cached_inputs(program)) > 40
+    words = held_items(config, workload) * max(1, int(config["vec"]) * workload.itemsize // 4)
+    is_held = words * len(cached_inputs(program)) > 40
     return workload.itemsize == 2 or is_held
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from ksearch.families import cpu
 from ksearch.families.base import Space, nearest
 from ksearch.families.scan_cuda import parts, scan_variables
+from ksearch.launch import Launch
 from ksearch.operators.program import Program, Role
-from ksearch.types import Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 _SPLIT_COLS = 1024
 """Fewer are over before the threads have met."""

@@ -13,8 +13,9 @@ from ksearch.families import cuda
 from ksearch.families.base import Rule, Space, nearest
 from ksearch.families.scan_cuda import mask_inputs, parts, scan_variables
 from ksearch.families.strided_cuda import block_axes, is_block
+from ksearch.launch import ANY_ROWS, Launch
 from ksearch.operators.program import Program, Role
-from ksearch.types import ANY_ROWS, Config, ConfigValue, Launch, Target, Workload
+from ksearch.types import Config, ConfigValue, Target, Workload
 
 SPARE_REGISTERS = 48
 """Registers beside the columns in flight and what rows come to (tests/families/test_strided_scan.py)."""

@@ -11,18 +11,9 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ksearch.launch import Launch
 from ksearch.operators.stages import Kind, Schedule
-from ksearch.types import (
-    ACROSS,
-    CHANNELS,
-    EACH,
-    INDEX_BYTES,
-    Launch,
-    Workload,
-    canonical_json,
-    digest,
-    layout_over,
-)
+from ksearch.types import ACROSS, CHANNELS, EACH, canonical_json, digest, layout_over
 
 
 class Role(enum.StrEnum):
@@ -79,16 +70,6 @@ EACH_ITS_OWN, ACROSS_SAMPLES = -1, -2
 
 SCANNED = "scanned"
 """What the result of a scan is called in the program of what follows it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """The least that any kernel must do."""
-
-    bytes: int
-    """Every input that is read, once, and every output, once."""
-    operations: int
-    """Functions and arithmetic per element, reductions included, over all elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,35 +296,6 @@ class Program:
         from ksearch.operators import schedule  # that module is written in terms of this one
 
         return schedule.lay_out(self, frozenset(online), wide)
-
-    def cost(self, workload: Workload) -> Cost:
-        """What must happen at least, on any machine."""
-        read = {str(node.args[0]) for node in self.nodes if node.op == "input"}
-        if self.linear is not None:
-            read |= {str(name) for name in self.linear.args}
-        sizes = element_counts(workload.rows, workload.cols, workload.inner, workload.channels)
-        moved = [*zip(self.output_roles, self.output_dtypes(workload.dtype), strict=True)]
-        moved += [(item.role, item.dtype(workload.dtype)) for item in self.inputs if item.name in read]
-        moved_bytes = sum(
-            sizes[role] * {"int64": INDEX_BYTES, "bool": 1}.get(dtype, workload.itemsize)
-            for role, dtype in moved
-        )
-        per_element = sum(
-            1
-            for node, per_column in zip(self.nodes, self.elementwise, strict=True)
-            if node.op.startswith("reduce_") or (per_column and node.op not in LEAVES)
-        )
-        per_element += 2 * workload.inner
-        return Cost(bytes=moved_bytes, operations=per_element * workload.numel)
-
-
-def element_counts(rows: int, cols: int, inner: int, channels: int = 1) -> dict[Role, int]:
-    """How many elements a tensor of each role has."""
-    return {
-        Role.FULL: rows * cols, Role.ROW: cols, Role.COLUMN: rows, Role.SCALAR: 1,
-        Role.LEFT: rows * inner, Role.RIGHT: cols * inner, Role.INDEX: rows, Role.CHANNEL: channels,
-        Role.MASK: rows * cols,
-    }  # fmt: skip
 
 
 def as_tuple(result: Any) -> tuple[Any, ...]:

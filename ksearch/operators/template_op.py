@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ksearch.errors import UsageError
+from ksearch.launch import Launch
 from ksearch.operators.program import Input, Node, Program
 from ksearch.operators.signature import Signature, check_signature
-from ksearch.types import Config, ConfigValue, Launch, Option, Target, Workload, digest
+from ksearch.types import Config, ConfigValue, Option, Target, Workload, digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ksearch.errors import StoreError
+from ksearch.launch import Launch
 from ksearch.records import UNREADABLE
 from ksearch.report import certificate, text
 from ksearch.store import Evaluation
-from ksearch.types import Config, Launch, Status, Winner
+from ksearch.types import Config, Status, Winner
 
 
 @dataclass(frozen=True, slots=True)

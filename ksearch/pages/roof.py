@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ksearch import operators
 from ksearch.errors import KsearchError
-from ksearch.operators.program import Cost
+from ksearch.operators.cost import Cost, cost_of
 from ksearch.types import Winner, Workload
 
 
@@ -42,7 +42,7 @@ def cost(workload: Workload) -> Cost | None:
         program = operators.get(workload.op).program(**dict(workload.options))
     except KsearchError:
         return None
-    found = program.cost(workload) if program.digest == workload.program else None
+    found = cost_of(program, workload) if program.digest == workload.program else None
     return found if found and found.bytes and found.operations else None
 
 

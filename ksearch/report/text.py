@@ -8,7 +8,8 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
-from ksearch.types import Config, Launch
+from ksearch.launch import Launch
+from ksearch.types import Config
 
 
 def time_us(value: float | None) -> str:

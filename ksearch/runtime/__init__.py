@@ -6,8 +6,9 @@ new process.
 
 from __future__ import annotations
 
-from ksearch.runtime.dispatch import Dispatcher, dispatcher, refresh
+from ksearch.runtime.dispatch import Dispatcher
 from ksearch.runtime.handle import Handle, Match
 from ksearch.runtime.loader import load
+from ksearch.runtime.table import dispatcher, refresh
 
 __all__ = ["Dispatcher", "Handle", "Match", "dispatcher", "load", "refresh"]

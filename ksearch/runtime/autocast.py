@@ -22,6 +22,14 @@ _MOST_KEPT = 1024
 _Seen = list[tuple[Any, ...]]
 
 
+def is_on_for(args: tuple[Any, ...]) -> bool:
+    """Whether PyTorch casts the tensors of such a call."""
+    first = args[0] if args else None
+    if not isinstance(first, torch.Tensor) or first.device.type not in ("cpu", "cuda"):
+        return False
+    return torch.is_autocast_enabled(first.device.type)
+
+
 class Casts:
     """For one op: the dtype that its tensors are cast to."""
 

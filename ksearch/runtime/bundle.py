@@ -11,9 +11,11 @@ import torch
 
 from ksearch import operators
 from ksearch.errors import UnknownOp
-from ksearch.runtime.bundle_file import BundleFile, set_used
-from ksearch.runtime.dispatch import Dispatcher, refresh
+from ksearch.runtime.bundle_file import BundleFile
+from ksearch.runtime.bundle_in_use import set_used
+from ksearch.runtime.dispatch import Dispatcher
 from ksearch.runtime.loader import load
+from ksearch.runtime.table import refresh
 from ksearch.types import Option
 
 if TYPE_CHECKING:

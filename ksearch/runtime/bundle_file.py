@@ -10,7 +10,6 @@ everything, and to find one winner reads the header, one page, and what belongs 
 from __future__ import annotations
 
 import bisect
-import functools
 import hashlib
 import hmac
 import json
@@ -21,12 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ksearch import env
 from ksearch.errors import BundleError, UsageError
+from ksearch.launch import Launch
 from ksearch.records import UNREADABLE, check_winner
 from ksearch.runtime.lookup import Found
 from ksearch.runtime.region import Neighbour
-from ksearch.types import Launch, Target, Winner, Workload, canonical_json, digest
+from ksearch.types import Target, Winner, Workload, canonical_json, digest
 
 MAGIC = b"ksearch bundle "
 FORMAT = 1
@@ -329,28 +328,3 @@ def read_key(key: str | os.PathLike[str] | bytes) -> bytes:
             "make one with: head -c 32 /dev/urandom > KEYFILE"
         )
     return secret
-
-
-# ---- the one that is used where no database is named ----------------------------------------------------
-
-_used: BundleFile | None = None
-
-
-def used() -> BundleFile | None:
-    """The bundle that is in use now, else that of KSEARCH_BUNDLE; None: the database. Raises BundleError."""
-    if _used is not None:
-        return _used
-    path = env.bundle_path()
-    return None if path is None else _of_environment(path)
-
-
-def set_used(bundle: BundleFile | None) -> BundleFile | None:
-    """Put one in use for the whole process, or none; gives the one before."""
-    global _used
-    before, _used = _used, bundle
-    return before
-
-
-@functools.lru_cache(maxsize=4)
-def _of_environment(path: Path) -> BundleFile:
-    return BundleFile(path)

@@ -16,12 +16,13 @@ from torch.autograd import forward_ad
 
 from ksearch.backends import Entry, Kernel, LaunchError
 from ksearch.invoke import Starter
+from ksearch.launch import Launch
 from ksearch.operators.program import Role, as_tuple
 from ksearch.packing import Packer
 from ksearch.runtime import launcher, quick
 from ksearch.runtime.outputs import Outputs
 from ksearch.runtime.precision import allows_tf32
-from ksearch.types import Launch, Target, Workload
+from ksearch.types import Target, Workload
 
 if TYPE_CHECKING:
     from ksearch.operators import Op

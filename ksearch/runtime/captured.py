@@ -12,6 +12,7 @@ from typing import Any
 
 from ksearch import files, operators, study_file
 from ksearch.errors import KsearchError
+from ksearch.operators.cost import cost_of
 from ksearch.study import Entry, StudyFile
 from ksearch.types import ITEMSIZE, Option
 
@@ -64,7 +65,7 @@ def call_bytes(entry: Entry) -> int:
         op = operators.resolve(entry.op)
         options: dict[str, Any] = dict(entry.options)
         workload = op.workload(entry.shape, entry.dtype, policy=entry.policy, **options)
-        return op.program(**dict(workload.options)).cost(workload).bytes
+        return cost_of(op.program(**dict(workload.options)), workload).bytes
     except KsearchError:
         return math.prod(entry.shape) * ITEMSIZE[entry.dtype]
 

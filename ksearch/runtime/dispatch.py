@@ -15,14 +15,14 @@ import torch
 from torch import compiler
 from torch.compiler import is_dynamo_compiling
 
-from ksearch import env, operators
+from ksearch import env
 from ksearch.errors import KsearchError, NoWinner, UsageError
 from ksearch.operators.program import as_tuple
-from ksearch.runtime import known, launcher, layer, library, quick
+from ksearch.runtime import autocast, known, launcher, library, quick
 from ksearch.runtime.call import KernelCall
 from ksearch.runtime.handle import Handle
-from ksearch.runtime.loader import forget_kernels, load_best
-from ksearch.runtime.notice import forget, warn_once
+from ksearch.runtime.loader import load_best
+from ksearch.runtime.notice import warn_once
 from ksearch.runtime.outputs import Outputs, as_result, write
 from ksearch.runtime.precision import allows_tf32
 from ksearch.runtime.presence import Presence
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ksearch.operators import Op
     from ksearch.runtime.bundle_file import BundleFile
 
-_dispatchers: dict[str, Dispatcher] = {}
 _all: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 """Those of bundles, too."""
 
@@ -90,7 +89,7 @@ class Dispatcher:
             return self._in_graph(args, named, out)
         if not args and named:
             args, named = self._first(named)
-        if torch._C._is_any_autocast_enabled() and _is_autocast(args):
+        if torch._C._is_any_autocast_enabled() and autocast.is_on_for(args):
             return self._under_autocast(args, named, out)
         if not args or not isinstance(args[0], torch.Tensor):
             given = f"a {type(args[0]).__name__}" if args else "nothing"
@@ -177,6 +176,8 @@ class Dispatcher:
             raise TypeError(
                 f"{self.op.name} of a bundle cannot be copied: use the bundle there, and ksearch.ops"
             )
+        from ksearch.runtime.table import dispatcher  # that module keeps what is made here
+
         return dispatcher, (self.op.name,)
 
     def clear(self) -> None:
@@ -280,7 +281,7 @@ class Dispatcher:
     ) -> None:
         """Let calls that look like this one find its kernel sooner."""
         first = args[0]
-        is_short = route.is_plain and (not named or self._is_usual(route.reading, args))
+        is_short = route.is_plain and (not named or self._reader.is_usual(route.reading, args))
         if is_short:
             self._quick[first.shape, first.dtype, first.get_device()] = quick.make(kernel, _refuse)
         if kernel.launcher is not None:
@@ -289,18 +290,6 @@ class Dispatcher:
             if self._library is not None:
                 tensors, options = route.reading.arguments(args, named)
                 self._library.learn(self, tensors, options, kernel.launcher)
-
-    def _is_usual(self, reading: Reading, args: tuple[Any, ...]) -> bool:
-        """Whether it is what the tensors alone would mean: PyTorch's dispatcher calls with all options."""
-        try:
-            plain = self._reader.read(args, {})
-        except KsearchError:
-            return False
-        meanings = [
-            (each.slots, each.dims, each.reason, self.op.bind({**each.options, **each.roles}))
-            for each in (reading, plain)
-        ]
-        return meanings[0] == meanings[1]
 
     def _load(self, first: torch.Tensor, reading: Reading) -> Handle:
         """Raises KsearchError."""
@@ -342,42 +331,6 @@ def _refuse(*_: Any, out: Outputs | None = None) -> None:
 
 def _need_gradients(tensors: Sequence[torch.Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _is_autocast(args: tuple[Any, ...]) -> bool:
-    """Whether PyTorch casts the tensors of such a call."""
-    first = args[0] if args else None
-    if not isinstance(first, torch.Tensor) or first.device.type not in ("cpu", "cuda"):
-        return False
-    return torch.is_autocast_enabled(first.device.type)
-
-
-def dispatcher(name: str) -> Dispatcher:
-    """The one of that op, which keeps its cache until the op is defined anew. Raises UnknownOp."""
-    found = _dispatchers.get(name)
-    if found is not None and operators.is_registered(found.op):
-        return found
-    op = operators.get(name)
-    found = _dispatchers.get(op.name)
-    if found is not None and found.op is op:  # asked for by an alias
-        return found
-    if found is not None:  # the op was defined anew
-        _dispatchers.pop(op.name, None)
-    # In one step: threads that are the first together must not load a kernel each.
-    return _dispatchers.setdefault(op.name, Dispatcher(op))
-
-
-def refresh() -> None:
-    """Forget what was looked up, so that winners added since are found, and may be reported on again.
-
-    Handles that `load` returned stay as they are.
-    """
-    launcher.forget()
-    layer.forget()
-    for each in list(_dispatchers.values()):
-        each.clear()
-    forget_kernels()
-    forget()
 
 
 def _after_fork() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ksearch import env
 from ksearch.errors import BundleError, StoreError
 from ksearch.runtime import lookup
-from ksearch.runtime.bundle_file import used
+from ksearch.runtime.bundle_in_use import used
 from ksearch.runtime.notice import warn_once
 from ksearch.types import Target, Workload
 

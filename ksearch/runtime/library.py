@@ -295,7 +295,7 @@ def _is_special(tensor: torch.Tensor | None) -> bool:
 
 def _other(name: str) -> tuple[Registered, Backing]:
     """An op that another one's gradient needs."""
-    from ksearch.runtime.dispatch import dispatcher  # that module registers ops here
+    from ksearch.runtime.table import dispatcher  # its ops are registered here
 
     backing = dispatcher(name)
     return _registered[name], backing

@@ -21,7 +21,8 @@ from ksearch.backends import LaunchError
 from ksearch.errors import NoWinner, StoreError
 from ksearch.runtime import lookup
 from ksearch.runtime.binary import place
-from ksearch.runtime.bundle_file import BundleFile, used
+from ksearch.runtime.bundle_file import BundleFile
+from ksearch.runtime.bundle_in_use import used
 from ksearch.runtime.call import KernelCall
 from ksearch.runtime.handle import Asked, Handle, Match
 from ksearch.runtime.lookup import Found

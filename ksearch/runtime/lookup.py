@@ -20,9 +20,10 @@ from typing import Any, TypeAlias
 
 from ksearch.database import check_current, explain, garbled, open_readonly
 from ksearch.errors import StoreError
+from ksearch.launch import Launch
 from ksearch.records import UNREADABLE, check_answer, check_certificate, check_near, check_workload
 from ksearch.runtime.region import Neighbour
-from ksearch.types import Launch, Target, Winner, Workload
+from ksearch.types import Target, Winner, Workload
 
 _OLDEST = 1
 """Version of the first file whose winners and artifacts are as `_WINNER` reads them."""

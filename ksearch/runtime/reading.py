@@ -85,6 +85,18 @@ class Reader:
             # torch.compile of PyTorch 2.11 cannot look into str(error)
             return self._torch_form(args, named, self._torch, error.args[0])
 
+    def is_usual(self, reading: Reading, args: Args) -> bool:
+        """Whether it is what the tensors alone would mean: PyTorch's dispatcher calls with all options."""
+        try:
+            plain = self.read(args, {})
+        except KsearchError:
+            return False
+        meanings = [
+            (each.slots, each.dims, each.reason, self._op.bind({**each.options, **each.roles}))
+            for each in (reading, plain)
+        ]
+        return meanings[0] == meanings[1]
+
     def _own_form(self, args: Args, named: Named) -> Reading:
         op = self._op
         takes = f"{op.name} takes {len(self._tensors)} tensors ({', '.join(self._tensors)})"

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ksearch.launch import Launch
 from ksearch.operators.program import Input, Program, Role
 from ksearch.selftest.faults import BEYOND, FAR_BYTES, FAULTS, MISALIGNED, Fault
-from ksearch.types import INDEX_BYTES, Launch, Workload
+from ksearch.types import INDEX_BYTES, Workload
 
 _BLOCK = 256
 _PER_BLOCK = 4096

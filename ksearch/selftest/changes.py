@@ -106,7 +106,7 @@ NEAR_EXPONENTIALS: Changes = {
 
 _GROWING = re.compile(
     r"((?:sums|run|mine|chunk|batch|total|all|sum\d+)(?:\.value)?(?:\[[^\]\n]*\])+(?:\.value\[\d+\])?)"
-    r" \+= ([^;\n]+?)(;|, (?=sum\[))"
+    r" \+= ([^;\n]+?)(;|, (?=(?:sum|run)\[))"
 )
 _JOINED = re.compile(r"(?:all|a)\.value\[(\d+)\] \+ (?:b\.value\[\1\]|other\d+|part\d+)(?=;)")
 
@@ -191,7 +191,7 @@ _LATE = "__nanosleep(20000);"
 """20 us: what is handed over is sure to come too late."""
 _LATE_ON_CPU = "for (volatile int wait = 0; wait < 30000;) wait = wait + 1;"
 
-_TAKES_WARPS = r"constexpr int THREADS = (?!(?:4|8|16|32);)"
+_TAKES_WARPS = r"constexpr int THREADS = (?!(?:1|2|4|8|16|32);)"
 _GROUPS_OF_WARPS = r"constexpr int ACROSS = (?!(?:4|8|16);).*\nconstexpr int DOWN = (?!1;)"
 _WRITTEN_BY_FIRST = r" +if \(level == 0\) \{\n#pragma unroll\n.*\n#pragma unroll\n.* found\["
 _HANDED_OVER = r"\[warp\]\[k\] = mine\.value\[k\];\n    \}\n"
@@ -217,8 +217,8 @@ NO_BARRIER: Changes = {
         ),
     ),
     # Rows side by side whose columns the blocks of a cluster share: joined, and then waited for.
-    r"ks::barrier_wait_cluster\(barrier, 0\);": (
-        (r"( +ks::barrier_wait_cluster\(barrier, 0\);\n)((?s:.*?)\n)(?= {8}\}\n)", r"\2\1"),
+    r"ks::barrier_wait_cluster\(barrier, (?:0|turn & 1)\);": (
+        (r"( +ks::barrier_wait_cluster\(barrier, (?:0|turn & 1)\);\n)((?s:.*?)\n)(?= {8}\}\n)", r"\2\1"),
         (r"( +)(for \(int to = level; )", rf"\1if (rank > 0) {_LATE}\n\1\2"),
     ),
     # Parts of their columns: all but the last are counted long before they are there.

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 from ksearch.evaluate.faults import OTHER_STREAM
 from ksearch.families.base import nearest
+from ksearch.launch import Launch
 from ksearch.operators.program import Program
 from ksearch.plan import Plan
 from ksearch.selftest import appended, edits
 from ksearch.selftest.edits import Edit
 from ksearch.selftest.faults import BEYOND, FAULTS, MISALIGNED, Fault
-from ksearch.types import Config, ConfigValue, Launch, Source
+from ksearch.types import Config, ConfigValue, Source
 
 _STREAM = ("left to another stream", "the kernel is started on a stream that nobody waits for")
 

@@ -14,8 +14,9 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from ksearch import records
+from ksearch.launch import Launch
 from ksearch.store.values import Evaluation
-from ksearch.types import Launch, Option, Outcome, Status, Target, Winner, Workload, canonical_json, digest
+from ksearch.types import Option, Outcome, Status, Target, Winner, Workload, canonical_json, digest
 
 
 class Base(DeclarativeBase):

@@ -12,7 +12,8 @@ import pytest
 
 from ksearch.backends import LaunchError, cpu, get
 from ksearch.errors import CompileError, NoSuchDevice, ToolMissing
-from ksearch.types import Launch, Source
+from ksearch.launch import Launch
+from ksearch.types import Source
 
 DOUBLER = """
 #include <cstdint>

@@ -10,7 +10,7 @@ import pytest
 
 from ksearch.backends import cuda_kernel
 from ksearch.backends.base import LaunchError
-from ksearch.types import Launch
+from ksearch.launch import Launch
 
 
 class Driver:

@@ -11,7 +11,7 @@ from cuda.bindings import driver
 
 from ksearch.backends import LaunchError, cuda
 from ksearch.backends.cuda_start import Aim, Attribute, Direct, LaunchConfig, Slot, Step, bind
-from ksearch.types import Launch
+from ksearch.launch import Launch
 
 START = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)
 

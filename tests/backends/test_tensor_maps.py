@@ -15,8 +15,9 @@ from ksearch import backends
 from ksearch.backends.base import LaunchError
 from ksearch.backends.cuda_memory import TensorMaps
 from ksearch.families.linear_tiles import SCHEMES
+from ksearch.launch import Launch, TensorMap
 from ksearch.render import render_text, template_folder
-from ksearch.types import Launch, Source, TensorMap
+from ksearch.types import Source
 from tests.families.cuda_cases import TARGETS
 from tests.families.linear_cases import SPLIT, Case
 

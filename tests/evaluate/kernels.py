@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ksearch import backends
-from ksearch.types import Artifact, Candidate, Launch, Source, Status, digest
+from ksearch.launch import Launch
+from ksearch.types import Artifact, Candidate, Source, Status, digest
 
 CPU_PROLOGUE = """
 #include <cmath>

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from ksearch import backends, operators
 from ksearch.errors import BadShape
 from ksearch.evaluate import check
 from ksearch.evaluate.buffers import Guarded
-from ksearch.evaluate.check import Run, Subset, check_whole
+from ksearch.evaluate.ceilings import ceilings
+from ksearch.evaluate.check import Run, Subset
 from ksearch.evaluate.messages import Finding, Job
 from ksearch.evaluate.problem import Problem
+from ksearch.evaluate.whole import check_whole
 from ksearch.operators.program import as_tuple
 from ksearch.types import Status
 
@@ -217,7 +221,7 @@ def test_what_is_wrong_with_one_of_two_outputs_is_found_and_said(op: str, name: 
 
 def test_the_ceiling_moves_every_input_and_output(ops: Path) -> None:
     subject = problem(f"{ops}:sum_and_norm", (40, 100))
-    ((copy, scale),) = subject.ceilings()
+    ((copy, scale),) = ceilings(subject)
     moved = copy()
     assert isinstance(moved, torch.Tensor)
     assert 2 * moved.numel() * scale == 4 * 4000 + 100
@@ -290,6 +294,49 @@ def test_misaligned_bases_are_tried_when_asked() -> None:
     assert remainders == {0, 4}
 
 
+@pytest.mark.parametrize(
+    ("slow_calls", "best_us", "calls", "status"),
+    [
+        (math.inf, None, 3, Status.PASSED),
+        (math.inf, 50_000.0, 3, Status.PASSED),  # not ten times slower
+        (math.inf, 100.0, 2, Status.TIMEOUT),
+        (1, 100.0, 4, Status.PASSED),  # late by itself
+    ],
+)
+def test_a_hopelessly_slow_one_is_not_checked_further(
+    slow_calls: float, best_us: float | None, calls: int, status: Status
+) -> None:
+    subject = problem("softmax", (40, 100))
+    subset = Subset(subject, seed=1)
+    made = 0
+
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        nonlocal made
+        made += 1
+        if made <= slow_calls:
+            time.sleep(0.05)
+        kernel(subject.function)(tensors, outputs)
+
+    finding = subset.check(run, misaligned=False, best_us=best_us)
+    assert (finding.status, made) == (status, calls), finding
+    assert finding.healthy
+    if status is Status.TIMEOUT:
+        assert "times the best so far: not checked further" in finding.message
+
+
+@pytest.mark.parametrize("place", ["output", "input"])
+def test_damage_done_by_a_hopelessly_slow_one_is_seen(place: str) -> None:
+    subject = problem("softmax", (40, 100))
+
+    def run(tensors: Sequence[Guarded], outputs: Sequence[Guarded]) -> None:
+        time.sleep(0.2)
+        (outputs if place == "output" else tensors)[0].raw[-1 if place == "output" else 5000] += 1
+
+    finding = Subset(subject, seed=1).check(run, misaligned=False, best_us=100.0)
+    message = {"output": "wrote outside its output", "input": "input modified"}[place]
+    assert (finding.status, finding.message, finding.healthy) == (Status.OUT_OF_BOUNDS, message, False)
+
+
 def test_every_kind_of_row_is_seen_even_by_a_workload_of_one_row() -> None:
     subject = problem("softmax", (1, 50))
     kinds: list[torch.Tensor] = []
@@ -328,7 +375,7 @@ def test_the_whole_check_needs_bounded_memory() -> None:
     script = textwrap.dedent("""
         import torch
         from ksearch import backends, operators
-        from ksearch.evaluate.check import check_whole
+        from ksearch.evaluate.whole import check_whole
         from ksearch.evaluate.messages import Job
         from ksearch.evaluate.problem import Problem
         torch.softmax(torch.randn(100, 100), -1)

@@ -15,12 +15,15 @@ from ksearch import backends, operators
 from ksearch.errors import BadShape
 from ksearch.evaluate import inputs, problem, weights
 from ksearch.evaluate.buffers import Guarded
-from ksearch.evaluate.check import Run, Subset, check_whole
+from ksearch.evaluate.ceilings import ceilings
+from ksearch.evaluate.check import Run, Subset
 from ksearch.evaluate.messages import Finding, Job, Ready
 from ksearch.evaluate.problem import Problem
+from ksearch.evaluate.whole import check_whole
 from ksearch.evaluate.worker import Worker
+from ksearch.launch import Launch
 from ksearch.operators.program import Input, Role, as_tuple
-from ksearch.types import Launch, Status
+from ksearch.types import Status
 from tests.evaluate import kernels
 
 PER_ROW, FULL = "linear_sigmoid_sum", "linear_sigmoid_scale_residual"
@@ -194,7 +197,7 @@ def test_the_whole_is_checked_in_parts_to_its_last_row(monkeypatch: pytest.Monke
 
 def test_the_ceiling_is_a_copy_or_pytorchs_product() -> None:
     made = subject(PER_ROW, (40, 64, 100))
-    (copy, scale), (product, times) = made.ceilings()
+    (copy, scale), (product, times) = ceilings(made)
     moved, result = copy(), product()
     assert isinstance(moved, torch.Tensor)
     assert 2 * moved.numel() * scale == pytest.approx(40 * 64 + 100 * 64 + 100 + 40)

@@ -12,8 +12,8 @@ from ksearch.evaluate import nearby
 from ksearch.evaluate.buffers import Guarded
 from ksearch.evaluate.messages import Job, Nearby
 from ksearch.evaluate.problem import Problem
+from ksearch.launch import Launch
 from ksearch.promotion import _near
-from ksearch.types import Launch
 
 
 class Clock:

@@ -22,7 +22,7 @@ from pathlib import Path
 from ksearch import backends, operators
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.session import Session
-from ksearch.types import Launch
+from ksearch.launch import Launch
 from tests.evaluate.kernels import build
 
 launch = Launch(pack=Launch(entry="pack"), packed_bytes={size}, alignment=4, most_rows=1 << 20)

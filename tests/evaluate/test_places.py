@@ -10,10 +10,12 @@ import torch
 from ksearch import operators
 from ksearch.evaluate import inputs
 from ksearch.evaluate.buffers import Guarded
-from ksearch.evaluate.check import Subset, check_whole
+from ksearch.evaluate.ceilings import ceilings
+from ksearch.evaluate.check import Subset
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.problem import Problem
 from ksearch.evaluate.tolerance import Places, read
+from ksearch.evaluate.whole import check_whole
 from ksearch.operators.program import Input, Role
 from ksearch.types import Option, Status, Target
 
@@ -121,7 +123,7 @@ def test_rows_of_several_dims_are_what_the_function_gets() -> None:
     assert found.inputs[0].values.shape == (7, 15)
     assert Subset(found, seed=1).check(right, misaligned=True).status is Status.PASSED
     assert check_whole(found, right).status is Status.PASSED
-    (copy, factor) = found.ceilings()[0]
+    (copy, factor) = ceilings(found)[0]
     copy()
     assert factor == pytest.approx(1.0, abs=0.02), "half of what is read and written"
 

@@ -15,8 +15,9 @@ from ksearch.errors import KsearchError, ToolMissing, UsageError
 from ksearch.evaluate import sanitize
 from ksearch.evaluate.sanitize import TOOLS, Sanitizer
 from ksearch.evaluate.sanitized import Task, values
+from ksearch.launch import Launch
 from ksearch.render import render
-from ksearch.types import Artifact, Candidate, Launch, Target, digest
+from ksearch.types import Artifact, Candidate, Target, digest
 from tests.evaluate import kernels
 from tests.export.exported import H200, kernel_of
 

@@ -76,7 +76,8 @@ import ctypes, torch
 from ksearch import backends, operators
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.session import Session
-from ksearch.types import Artifact, Candidate, Launch
+from ksearch.launch import Launch
+from ksearch.types import Artifact, Candidate
 
 ROWS, COLS, BYTES = 40, 64, 256
 

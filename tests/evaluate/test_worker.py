@@ -11,7 +11,8 @@ from ksearch import backends, operators
 from ksearch.errors import BadShape, UserFileError, WorkerError
 from ksearch.evaluate.messages import Job, Ready
 from ksearch.evaluate.worker import Worker
-from ksearch.types import Candidate, Launch, Status
+from ksearch.launch import Launch
+from ksearch.types import Candidate, Status
 from tests.evaluate import kernels
 
 ROWS, COLS = 67, 1000

@@ -14,7 +14,8 @@ import pytest
 from ksearch import backends, operators
 from ksearch.evaluate.messages import Job, Ready
 from ksearch.evaluate.worker import Worker
-from ksearch.types import Candidate, Launch, Status
+from ksearch.launch import Launch
+from ksearch.types import Candidate, Status
 from tests.evaluate import kernels
 
 pytestmark = pytest.mark.gpu

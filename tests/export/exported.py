@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 from ksearch import families, operators
 from ksearch.export.kernel import ExportedKernel
+from ksearch.launch import Launch
 from ksearch.render import render
-from ksearch.types import Config, Launch, Option, Target, Winner
+from ksearch.types import Config, Option, Target, Winner
 
 H200 = Target("cuda", "sm_90", "NVIDIA H200", 0, 132, 140 << 30, 232448, 60 << 20)
 

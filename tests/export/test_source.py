@@ -19,7 +19,8 @@ from ksearch.errors import UsageError
 from ksearch.export.kernel import ExportedKernel
 from ksearch.export.reference import reference_name, reference_text
 from ksearch.export.source import source_text
-from ksearch.types import Launch, Target
+from ksearch.launch import Launch
+from ksearch.types import Target
 from tests.export.exported import H200, kernel_of
 
 CPU = backends.get("cpu").target(0)

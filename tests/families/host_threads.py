@@ -23,7 +23,8 @@ from ksearch.render import render
 from ksearch.types import Config, Source, Target, Workload, digest
 
 _COUNTING = re.compile(r'asm volatile\("atom\.acq_rel[^;]*;[^;]*;')
-
+_COPYING = re.compile(r'asm volatile\("cp\.async[^;]*;[^;]*;')
+_DYNAMIC = re.compile(r"extern __shared__ (.*?)\[\];")
 
 _HEAD = """
 #include <algorithm>
@@ -120,6 +121,12 @@ inline char* there(u32 address) { return libraries[address >> 24] + int(address 
 inline long* word_there(u32 address) { return (long*)there(address); }
 inline u32 cluster_rank() { return rank_here; }
 inline void cluster_fence_init() {}
+inline void copy(u32 to, const void* from, u32 bytes, u32 all) {
+    if (uintptr_t(there(to)) % all || uintptr_t(from) % all) __builtin_trap();
+    memset(there(to), 0, all);
+    memcpy(there(to), from, bytes);
+}
+inline void async_wait() {}
 inline long* arrivals() { return (long*)there(remote_address(shared_address(&arrived), 0)); }
 inline void cluster_arrive() { __atomic_fetch_add(arrivals(), 1, __ATOMIC_ACQ_REL); }
 inline void cluster_wait() {
@@ -170,7 +177,7 @@ def run_on_host(
 ) -> Tensor:
     """What the kernel of this config, and those that are started before it, leave in the op's one output.
 
-    A persistent grid is of three blocks, and is started twice, as its workspace stays. Raises
+    A persistent grid is of three blocks or clusters, and is started twice, as its workspace stays. Raises
     AssertionError where the second time gives other bits.
     """
     options = dict(workload.options)
@@ -185,10 +192,12 @@ def run_on_host(
     kinds = {"scratch": "(double*)" if launch.before else "(float*)"}
     arguments = ", ".join([*names, "rows", *(kinds.get(k, "") + k for k, size in extras.items() if size)])
     starts = [
-        f"start({3 if step.persistent else step.grid(workload.rows)}, {step.block}, "
+        f"start({3 * step.cluster if step.persistent else step.grid(workload.rows)}, {step.block}, "
         f"[&] {{ {step.entry}({arguments}); }});"
         for step in (*launch.before, launch)
     ]
+    rest = _COPYING.sub("ks::copy(to, from, bytes, BYTES);", rest)
+    rest = _DYNAMIC.sub(rf"static \1[{launch.smem_bytes}];", rest)
     rest = _COUNTING.sub("before = *counter, *counter = before == count - 1 ? 0 : before + 1;", rest)
     head = f'extern "C" void run({parameters}, long long rows, void* scratch, void* workspace)'
     body = f"{head} {{ {' '.join(starts)} }}\n"

@@ -53,6 +53,17 @@ def residual_softmax(x: Tensor, residual: Tensor) -> Tensor:
 
 
 @ksearch.op
+def spread_norm(x: Tensor) -> Tensor:
+    """Beside a mean and the squares around it, a sum of something else."""
+    apart = x - x.mean(dim=-1, keepdim=True)
+    return (
+        apart
+        * torch.rsqrt((apart * apart).mean(dim=-1, keepdim=True) + 1e-6)
+        * x.abs().mean(dim=-1, keepdim=True)
+    )
+
+
+@ksearch.op
 def biased_softmax(x: Tensor, bias: Tensor) -> Tensor:
     """Its reductions read the row vector too."""
     return torch.softmax(x + bias, dim=-1)

@@ -12,10 +12,11 @@ import pytest
 
 from ksearch import backends, families, operators
 from ksearch.evaluate.buffers import Guarded
-from ksearch.evaluate.check import Subset, check_whole
+from ksearch.evaluate.check import Subset
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.pool import CompilePool
 from ksearch.evaluate.problem import Problem
+from ksearch.evaluate.whole import check_whole
 from ksearch.render import render
 from ksearch.types import Artifact, Candidate, Option, Status, Target, Workload
 from tests.builtins_table import VARIANTS, label

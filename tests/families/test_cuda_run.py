@@ -124,6 +124,17 @@ def test_weights_that_come_before_the_reduction_are_right(
         assert failures(worker, compiled(op, workload, device, chosen)) == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sum_beside_a_mean_and_its_squares_is_right(dtype: str) -> None:
+    op, device = find("spread_norm"), target()
+    workload = op.workload((70, 4096), dtype)
+    space = families.find(op, "cuda").space(op.program(), workload, device)
+    online = [config for config in space if config["reduction"] == "online"]
+    with Worker(Job(op.location, workload, device)) as worker:
+        worker.start()
+        assert failures(worker, compiled(op, workload, device, random.Random(3).sample(online, 6))) == []
+
+
 @pytest.mark.gpu_memory("large")
 @pytest.mark.slow
 @pytest.mark.parametrize(

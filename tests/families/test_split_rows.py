@@ -14,7 +14,7 @@ from ksearch import families
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.worker import Worker
 from ksearch.families import rowwise_sizes
-from ksearch.families.rowwise_cuda import most_items
+from ksearch.families.rowwise_cuda import weights_of
 from ksearch.operators import Op
 from ksearch.types import Config, ConfigValue, Target, Workload
 from tests.families.cuda_cases import TARGETS, Case, find, misfits
@@ -58,9 +58,11 @@ def test_such_configs_fit_and_do_not_spill() -> None:
 def test_shared_memory_that_rows_leave_holds_weights() -> None:
     case = Case("layernorm", (16, 4_194_304), "float32", "sm_90")
     items = {
-        int(config["prefetch"]): most_items(config, case.program, case.workload, case.target)
+        int(config["prefetch"]): weights_of(config, case.program, case.workload, case.target).shared
         for config in case.space
-        if config["weights"] == "most" and config["threads"] == 512 and config["split"] == 132
+        if config["weights"] == "most"
+        and config["order"] != "lagged"
+        and (config["threads"], config["split"]) == (512, 132)
     }
     row_items = rowwise_sizes.items({"vec": 4, "threads": 512, "cluster": 1, "split": 132}, 4_194_304)
     assert (row_items, items) == (16, {0: 14, 1: 6})

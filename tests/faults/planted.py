@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ksearch.types import Launch, Status
+from ksearch.launch import Launch
+from ksearch.types import Status
 from tests.evaluate import kernels
 
 CPU_PROLOGUE = (

@@ -15,7 +15,8 @@ from ksearch import backends, operators
 from ksearch.errors import BadShape, WorkerError
 from ksearch.evaluate.messages import Job
 from ksearch.evaluate.worker import Worker
-from ksearch.types import Candidate, Launch, Status
+from ksearch.launch import Launch
+from ksearch.types import Candidate, Status
 from tests.evaluate import kernels
 from tests.faults import planted
 from tests.faults.told import Told

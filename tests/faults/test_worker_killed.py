@@ -14,7 +14,8 @@ from ksearch import backends
 from ksearch.errors import WorkerError
 from ksearch.evaluate.messages import Finals, Job, Nearby
 from ksearch.evaluate.worker import Worker
-from ksearch.types import Artifact, Candidate, Launch, Status, Workload
+from ksearch.launch import Launch
+from ksearch.types import Artifact, Candidate, Status, Workload
 from tests.evaluate import kernels
 from tests.evaluate.test_worker import job
 from tests.faults import played

@@ -19,11 +19,12 @@ from typing import Any
 from ksearch import cli, env, operators, study_file, tuner
 from ksearch.errors import BundleError, KsearchError, StoreError
 from ksearch.export.bundle import records, write_bundle
+from ksearch.launch import Launch, TensorMap
 from ksearch.plan import make_plan
 from ksearch.runtime import lookup
 from ksearch.runtime.bundle_file import MAGIC, BundleFile
 from ksearch.store import Store
-from ksearch.types import Artifact, Launch, Outcome, Status, Target, TensorMap, Winner, Workload, digest
+from ksearch.types import Artifact, Outcome, Status, Target, Winner, Workload, digest
 
 TARGET = Target("cpu", "x86_64-avx2", "a CPU, 2 threads", units=2, memory_bytes=1 << 34)
 WORKLOAD = Workload("softmax", (4, 8), options=(("eps", 1e-6),), program="0123abcd")

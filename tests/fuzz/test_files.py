@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from ksearch import operators, records
 from ksearch.errors import BundleError, StoreError, UsageError
 from ksearch.export.kernel import ExportedKernel
+from ksearch.launch import Launch
 from ksearch.runtime.bundle_file import BundleFile
 from ksearch.store import Store
-from ksearch.types import Launch, Winner, digest
+from ksearch.types import Winner, digest
 from tests.fuzz import targets
 from tests.fuzz.values import examples, scalars, texts, values
 

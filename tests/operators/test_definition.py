@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ksearch.errors import BadShape, TraceError, UnsupportedDtype, UsageError
 from ksearch.operators import Op, definition
+from ksearch.operators.cost import cost_of
 from ksearch.operators.program import Input, Role
 from ksearch.operators.signature import read_signature
 
@@ -165,7 +166,7 @@ def test_the_cost_counts_only_what_is_there() -> None:
     bytes_ = {}
     for role in ("full", "row", "column", "scalar"):
         options = {"weight": role, "bias": "none"}
-        bytes_[role] = op.program(**options).cost(op.workload((4, 8), **options)).bytes // 4
+        bytes_[role] = cost_of(op.program(**options), op.workload((4, 8), **options)).bytes // 4
     assert bytes_ == {"full": 96, "row": 72, "column": 68, "scalar": 65}
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ksearch import operators
 from ksearch.errors import BadShape, TraceError, UsageError
 from ksearch.operators import Op
+from ksearch.operators.cost import cost_of
 from ksearch.operators.program import Node, Role, as_tuple
 from ksearch.operators.signature import read_signature
 from ksearch.types import Option
@@ -238,7 +239,7 @@ def test_outputs_of_one_value_a_row_have_the_functions_own_shape() -> None:
 def test_the_least_that_a_kernel_does_counts_operands_and_products() -> None:
     op = operators.get("linear_sigmoid_sum")
     workload = op.workload((4, 16, 8), "float16")
-    cost = op.program().cost(workload)
+    cost = cost_of(op.program(), workload)
     assert cost.bytes == 2 * (4 * 16 + 8 * 16 + 8 + 4)
     assert cost.operations == 4 * 8 * (2 * 16 + 3)
 

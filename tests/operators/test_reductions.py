@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ksearch import operators
 from ksearch.errors import BadShape, TraceError, UsageError
+from ksearch.operators.cost import cost_of
 from ksearch.operators.program import Input, Program, Role
 from ksearch.operators.roles import reduced, shapes_of
 from ksearch.operators.stages import Kind
@@ -69,7 +70,7 @@ def test_a_workload_knows_what_its_rows_are(
     workload = op.workload((2, 3, 5), **options)
     assert (workload.layout, workload.rows, workload.cols) == (layout, rows, cols)
     assert op.output_shapes(workload) == [shape]
-    assert op.program(**dict(workload.options)).cost(workload).bytes == 4 * (30 + rows)
+    assert cost_of(op.program(**dict(workload.options)), workload).bytes == 4 * (30 + rows)
 
 
 def test_too_few_dims_are_refused() -> None:

@@ -7,7 +7,8 @@ import torch
 
 from ksearch import operators
 from ksearch.errors import UserFileError
-from ksearch.types import Launch, Target
+from ksearch.launch import Launch
+from ksearch.types import Target
 
 TEXT = """\
 import ksearch

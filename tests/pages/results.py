@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ksearch import operators
+from ksearch.launch import Launch
 from ksearch.store import Store
-from ksearch.types import Artifact, Launch, Outcome, Status, Target, Winner, Workload, digest
+from ksearch.types import Artifact, Outcome, Status, Target, Winner, Workload, digest
 
 CPU = Target("cpu", "x86_64-avx512", "Some CPU, 2 threads", units=2)
 GPU = Target("cuda", "sm_90", "NVIDIA H200", units=132)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ksearch.types import Launch, Target, Winner, Workload
+from ksearch.launch import Launch
+from ksearch.types import Target, Winner, Workload
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from torch import Tensor
 from ksearch import backends, env, operators, packing, runtime
 from ksearch.backends import Entry, LaunchError
 from ksearch.errors import NoSuchDevice
+from ksearch.launch import Launch
 from ksearch.runtime import launcher
 from ksearch.store import Store
-from ksearch.types import Launch, Target, Winner, digest
+from ksearch.types import Target, Winner, digest
 
 TARGET = Target("cpu", "x86_64-fake", "Fake CPU", units=2)
 

@@ -19,11 +19,12 @@ import ksearch
 from ksearch import env, operators, runtime
 from ksearch.errors import BundleError, UsageError
 from ksearch.export.bundle import write_bundle
+from ksearch.launch import Launch, TensorMap
 from ksearch.runtime import Match
 from ksearch.runtime.bundle import Bundle
 from ksearch.runtime.bundle_file import MAGIC, PAGE
 from ksearch.store import Store
-from ksearch.types import Launch, TensorMap, Workload
+from ksearch.types import Workload
 from tests.runtime.conftest import TARGET, FakeBackend, promote
 
 KEY = b"a secret of 32 bytes, or so it is"

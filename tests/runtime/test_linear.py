@@ -15,9 +15,10 @@ import ksearch
 from ksearch import operators, records
 from ksearch.backends import LaunchError
 from ksearch.invoke import Starter
+from ksearch.launch import Launch, TensorMap
 from ksearch.operators.program import Input, Role
 from ksearch.runtime.handle import Handle
-from ksearch.types import Launch, TensorMap, Workload
+from ksearch.types import Workload
 from tests.winners import in_use, put_in_force
 
 SHAPE = (33, 48, 70)

@@ -17,9 +17,10 @@ import ksearch
 from ksearch import operators, records, runtime
 from ksearch.errors import UsageError
 from ksearch.invoke import Starter
+from ksearch.launch import Launch
 from ksearch.runtime import Match
 from ksearch.runtime.prepacked import Prepacked
-from ksearch.types import Launch, Workload
+from ksearch.types import Workload
 from tests.runtime.test_linear import INPUTS, Recorder
 from tests.winners import Launches, in_use, put_in_force
 

@@ -11,9 +11,10 @@ import torch
 
 import ksearch
 from ksearch import backends, env, operators
+from ksearch.launch import Launch
 from ksearch.runtime import Match
 from ksearch.store import Store
-from ksearch.types import Launch, Source, Winner, digest
+from ksearch.types import Source, Winner, digest
 
 SIGMOID_CPP = """
 #include <cmath>

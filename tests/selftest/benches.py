@@ -12,13 +12,15 @@ from ksearch.plan import Plan
 from ksearch.types import Candidate, Target
 
 
-def plan_for(op: str, shape: Sequence[int], dtype: str, target: Target, policy: str = "strict") -> Plan:
+def plan_for(
+    op: str, shape: Sequence[int], dtype: str, target: Target, policy: str = "strict", **options: str
+) -> Plan:
     """Also for a GPU that is not there."""
     found = operators.resolve(op)
-    workload = found.workload(tuple(shape), dtype, policy=policy)
-    options = dict(workload.options)
-    family = families.find(found, target.backend, **options)
-    return Plan(found, workload, target, backends.get(target.backend), family, found.program(**options))
+    workload = found.workload(tuple(shape), dtype, policy=policy, **options)
+    taken = dict(workload.options)
+    family = families.find(found, target.backend, **taken)
+    return Plan(found, workload, target, backends.get(target.backend), family, found.program(**taken))
 
 
 @dataclass

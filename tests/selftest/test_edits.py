@@ -35,8 +35,8 @@ def cpu() -> Target:
     return backends.get("cpu").target()
 
 
-def made(op: str, shape: tuple[int, ...], dtype: str, target: Target) -> dict[str, Mutant]:
-    plan = plan_for(op, shape, dtype, target)
+def made(op: str, shape: tuple[int, ...], dtype: str, target: Target, **options: str) -> dict[str, Mutant]:
+    plan = plan_for(op, shape, dtype, target, **options)
     config = plan.guesses[0]
     return {mutant.fault: mutant for mutant in mutants(plan, config, plan.render(config))}
 
@@ -87,6 +87,12 @@ def test_a_fault_is_planted_in_the_kernel_that_has_its_place() -> None:
     off = made("sigmoid", (131, 4096), "float32", TARGETS["sm_90"])["wrong off alignment"]
     assert off.launch is not None
     assert off.launch.alignment == 4
+
+
+def test_rows_of_two_threads_each_wait_for_no_barrier() -> None:
+    """To take one out changed nothing in the binary, and so ended the search."""
+    found = made("sum", (1_000_000, 64), "bfloat16", TARGETS["sm_90"], dim="-1")["missing barrier"]
+    assert found.absent == "no kernel for this op and shape has threads that wait for one another"
 
 
 @pytest.mark.parametrize("edit", edits.EDITS, ids=lambda edit: edit.name)

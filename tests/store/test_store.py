@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from ksearch.errors import StoreError
+from ksearch.launch import Launch
 from ksearch.store import Store
-from ksearch.types import Artifact, Launch, Outcome, Status, Target, Winner, Workload, digest
+from ksearch.types import Artifact, Outcome, Status, Target, Winner, Workload, digest
 
 WORKLOAD = Workload(
     op="rmsnorm",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ksearch.launch import Launch
 from ksearch.pages.comparison import Comparison, Difference, Line
 from ksearch.pages.views import WorkloadView, workload_view
-from ksearch.types import Launch, Winner
+from ksearch.types import Winner
 from tests.pages import results
 
 
