@@ -186,8 +186,11 @@ class Limits:
                 words += 24 if is_online else 8
         if int(config["cluster"]) > 1:  # 16 bytes spilled with 43; in a loop 52 with 44
             words += 12 + (int(config["unroll"]) if config["storage"] == "global" else 0)
-            if is_half and config["storage"] == "registers" and held >= 64:  # 4 to 20 bytes spilled with 60
-                words += 20 if config["math"] == "fast" else 32
+        if is_half and config["storage"] == "registers" and held >= 64:  # 4 to 20 bytes spilled with 60
+            words += 28 if config["math"] == "fast" else 32  # 4 to 12 with 20
+            is_much = held > 96 or count > 32 or config["math"] == "exact"
+            if self._has_functions and config["cluster"] == 1 and is_much:
+                return -1  # 4 to 476 bytes, whatever the number
         if config["storage"] in HALVED and is_half and held >= 48:  # 76 to 136 bytes spilled
             words += 20 if config["math"] == "fast" else 32
         if config["storage"] == "both" and is_half and vec == 4 and config["math"] == "fast":
