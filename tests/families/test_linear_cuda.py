@@ -131,10 +131,10 @@ def problem(made: Case, config: Config, *, most_stack: int | None = None) -> str
 
 
 CASES = (
-    *((*each, *kind, "sm_90", 10) for each in NAMED for kind in KINDS),
+    *((*each, *kind, "sm_90", 6) for each in NAMED for kind in KINDS),
     *(("linear_gated", (200, 500, 516), *kind, "sm_90", 6) for kind in KINDS[:2]),
     *(("linear_extremes", (200, 504, 516), *kind, "sm_90", 6) for kind in (KINDS[0], KINDS[3])),
-    ("linear_gated", (1024, 256, 516), *KINDS[3], "sm_90", 12),  # of loops this short ptxas unrolls all
+    ("linear_gated", (1024, 256, 516), *KINDS[3], "sm_90", 8),  # of loops this short ptxas unrolls all
     *(("linear", dims, *KINDS[index % 4], "sm_90", 2) for index, dims in enumerate(ODD)),
     *((*each, *kind, "sm_80", 4) for each in NAMED for kind in KINDS),
 )
