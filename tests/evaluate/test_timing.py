@@ -151,5 +151,6 @@ def test_the_clock_of_a_gpu_does_not_measure_a_late_host() -> None:
         x.add_(1)
 
     timer.time([slow])
-    assert timer._shoot([slow], 1)[0].time_us > 300
+    # Once: where other processes use the GPU, the first event may wait until the host is done.
+    assert max(timer._shoot([slow], 1)[0].time_us for _ in range(10)) > 300
     assert min(timer.time([slow] * 10)) < 100  # not the most: other processes may use the GPU meanwhile
