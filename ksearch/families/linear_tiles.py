@@ -125,8 +125,8 @@ class Tiles:
         offset_partials = round_up(offset_flags + flags, 256)
         offset_x = round_up(offset_partials + 4 * width * workload.rows * feature_tiles, 256)
         is_realigned = bool(scheme.term) and not is_packed and not has_aligned_rows(workload)
-        copied_x, copied_w = (0 if scheme.terms else workload.rows), workload.cols
-        offset_w = offset_x + is_realigned * copied_x * padded * workload.itemsize
+        line_bytes = padded * workload.itemsize if is_realigned else 0
+        offset_w = offset_x + (0 if scheme.terms else workload.rows * line_bytes)
         return cls(
             scheme=scheme,
             stage=stage,
@@ -146,7 +146,7 @@ class Tiles:
             is_realigned=is_realigned,
             offset_x=offset_x,
             offset_w=offset_w,
-            scratch_bytes=round_up(offset_w + is_realigned * copied_w * padded * workload.itemsize, 256),
+            scratch_bytes=round_up(offset_w + workload.cols * line_bytes, 256),
             packed_rows=packed_rows,
             packed_bytes=packed_rows * (scheme.terms * padded * itemsize + 4 * scheme.scaled),
         )

@@ -109,8 +109,8 @@ class RowwiseCuda:
             smem_bytes += weights * weight_bytes(config, workload.cols, workload.itemsize)
         if config["weights"] in MOST:
             kept_bytes = int(config["threads"]) * int(config["vec"]) * workload.itemsize
-            places = weights_of(config, program, workload, target)
-            smem_bytes += weights * kept_bytes * (places.shared + places.ring)
+            found = weights_of(config, program, workload, target)
+            smem_bytes += weights * kept_bytes * (found.shared + found.ring)
         return Launch(
             work_per_row=1,
             work_per_block=int(config["rows"]),

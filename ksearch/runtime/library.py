@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.autograd import forward_ad
+from torch.library import Library, register_fake, register_vmap
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ksearch.errors import KsearchError
@@ -88,7 +89,7 @@ class Registered:
         """It can be called after `serve`. The two texts are its schema."""
         self.schema = takes, gives
         name = self._name = op.name
-        self._libraries = [torch.library.Library(space, "FRAGMENT") for space in (_OWN, _GRAPH)]
+        self._libraries = [Library(space, "FRAGMENT") for space in (_OWN, _GRAPH)]
         own, graph = self._libraries
         own.define(f"{name}{takes} -> {gives}", tags=_TAGS)
         # For any device, so that what the launcher starts may stand before them, on CPUs and GPUs alone.
@@ -96,8 +97,8 @@ class Registered:
         own.impl(name, self._differentiably, "Autograd", with_keyset=True)
         for kind in ("CPU", "CUDA"):
             own.impl(name, self._cast_for(kind), f"Autocast{kind}")
-        torch.library.register_fake(f"{_OWN}::{name}", self.function, lib=own)
-        torch.library.register_vmap(f"{_OWN}::{name}", self._mapped, lib=own)
+        register_fake(f"{_OWN}::{name}", self.function, lib=own)
+        register_vmap(f"{_OWN}::{name}", self._mapped, lib=own)
         graph.define(f"{name}{schema.arguments(op, 'str winners')} -> {gives}", tags=_TAGS[:1])
         graph.impl(name, self._in_graph, "CompositeImplicitAutograd")
         self.overload = getattr(getattr(torch.ops, _OWN), name).default

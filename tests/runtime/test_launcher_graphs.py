@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import opcheck
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -356,4 +357,4 @@ def test_opcheck(device: str) -> None:
         for grad in (False, True):
             x = torch.randn(shape, device=device, requires_grad=grad)
             SOFTMAX(x.detach())
-            torch.library.opcheck(SOFTMAX.default, (x,))
+            opcheck(SOFTMAX.default, (x,))

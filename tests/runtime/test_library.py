@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import opcheck
 
 import ksearch.ops
 from ksearch import operators
@@ -86,7 +87,7 @@ def test_opcheck(name: str, tuned: Tuned, launches: Launches) -> None:
         for grad in (False, True):
             tensors = tensors_of(name, tuned.backend, shape, grad=grad)
             which = checks[:3] if own_fault and grad else checks
-            torch.library.opcheck(overload, tensors, OPS[name], test_utils=which)
+            opcheck(overload, tensors, OPS[name], test_utils=which)
     assert launches.count > 0
 
 
@@ -95,7 +96,7 @@ def test_opcheck_without_any_kernel(tuned: Tuned, launches: Launches) -> None:
         shape = (4, 8, 5) if name == "linear" else (4, 8)
         x = torch.randn(shape[:2], device=tuned.backend, requires_grad=True)
         others = [torch.randn(5, 8, device=tuned.backend)] if name == "linear" else []
-        torch.library.opcheck(getattr(torch.ops.ksearch, name).default, (x, *others))
+        opcheck(getattr(torch.ops.ksearch, name).default, (x, *others))
     assert launches.count == 0
 
 
